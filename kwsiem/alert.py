@@ -1,0 +1,105 @@
+"""An alert is one finding about one identity: an incident that opens, is updated and closes.
+
+The engine makes :class:`Alert`, the courier and every format work on its ECS document
+(:func:`document`), a plain nested dictionary with own facts under ``kwsiem``. The id of an alert is
+derived from what it says, so that the same alert raised twice (a replay, a restart) has the same id and
+every receiver can recognise the repeat.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from kwsiem import __version__
+from kwsiem.clock import NS_PER_MS, iso
+
+ECS_VERSION: Final = "9.4.0"
+
+#: Sigma's levels, from least to most, and the number each has in every format (0 to 10).
+LEVELS: Final[Mapping[str, int]] = {"informational": 0, "low": 3, "medium": 5, "high": 8, "critical": 10}
+
+#: An alert's document is never larger than this; evidence is cut first.
+MAX_DOCUMENT_BYTES: Final = 60 * 1024
+MAX_EVIDENCE_EVENTS: Final = 10
+MAX_TEXT: Final = 1024
+
+_CROCKFORD: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+class Alert(msgspec.Struct, kw_only=True):
+    """One message about an incident: that it opened, grew, or closed.
+
+    Times are nanoseconds since 1970 (wall time). ``identity`` maps the rule's group-by fields to their
+    values; ``count`` is the number of matching events of the incident so far; ``values`` the distinct
+    values that a value_count rule counted (bounded); ``evidence`` the first and the latest events as
+    flat ECS fields, each with its ``kind`` and ``ts_ns`` (kernel time).
+    """
+
+    rule_id: str
+    title: str
+    level: str
+    state: str
+    identity: dict[str, Any]
+    count: int
+    first_ns: int
+    last_ns: int
+    raised_ns: int
+    opened_ts_ns: int
+    description: str = ""
+    reason: str = ""
+    tags: list[str] = []
+    fields: dict[str, Any] = {}
+    values: list[Any] = []
+    evidence: list[dict[str, Any]] = []
+    falsepositives: list[str] = []
+    host: str = ""
+
+    @property
+    def incident_id(self) -> str:
+        """The id that all messages of one incident share."""
+        return _identifier(self.first_ns, self._incident_key())
+
+    @property
+    def id(self) -> str:
+        """A ULID: 48 bits of wall-clock milliseconds, then 80 bits of a hash of what the alert says."""
+        return _identifier(self.raised_ns, f"{self._incident_key()}\0{self.state}\0{self.count}")
+
+    def _incident_key(self) -> str:
+        identity = "\0".join(f"{name}={value}" for name, value in self.identity.items())
+        return f"{self.host}\0{self.rule_id}\0{identity}\0{self.opened_ts_ns}"
+
+
+def _identifier(wall_ns: int, key: str) -> str:
+    """26 characters of Crockford base 32 (the ULID layout)."""
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=10).digest()
+    number = ((wall_ns // NS_PER_MS) & (2**48 - 1)) << 80 | int.from_bytes(digest, "big")
+    letters = []
+    for _ in range(26):
+        number, low = divmod(number, 32)
+        letters.append(_CROCKFORD[low])
+    return "".join(reversed(letters))
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted names to nested objects: ``{"a.b": 1}`` becomes ``{"a": {"b": 1}}``.
+
+    A name that is both a value and a prefix keeps its value under ``.value`` of the object.
+    """
+    root: dict[str, Any] = {}
+    for name, value in flat.items():
+        *parents, leaf = name.split(".")
+        node = root
+        for part in parents:
+            child = node.setdefault(part, {})
+            if not isinstance(child, dict):
+                child = node[part] = {"value": child}
+            node = child
+        if isinstance(node.get(leaf), dict):
+            node[leaf]["value"] = value
+        else:
+            node[leaf] = value
+    return root

@@ -1,0 +1,60 @@
+"""The clocks: kernel time of events (CLOCK_BOOTTIME) and wall time of people; nothing else reads a clock.
+
+``nsecs`` in bpftrace is CLOCK_BOOTTIME on every supported version (kernel 5.8+, bpf_ktime_get_boot_ns).
+Wall time is ``ts_ns + offset``; the offset is measured at start and again every minute, because NTP steps it.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timezone
+
+NS_PER_S = 1_000_000_000
+NS_PER_MS = 1_000_000
+
+
+def boot_ns() -> int:
+    """CLOCK_BOOTTIME in nanoseconds: the clock of events."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def wall_ns() -> int:
+    """CLOCK_REALTIME in nanoseconds since 1970 (UTC)."""
+    return time.time_ns()
+
+
+def monotonic_s() -> float:
+    """CLOCK_MONOTONIC in seconds: for time-outs and back-off."""
+    return time.monotonic()
+
+
+def sleep_s(duration_s: float) -> None:
+    """Sleep for so many seconds."""
+    time.sleep(duration_s)
+
+
+def wall_offset_ns() -> int:
+    """What to add to CLOCK_BOOTTIME to get wall time, in nanoseconds.
+
+    The two clocks are read in a sandwich (boot, wall, boot) and the tightest of three tries is taken,
+    so that being scheduled away between two reads does not shift every time stamp.
+    """
+    best: tuple[int, int] | None = None
+    for _ in range(3):
+        before = boot_ns()
+        wall = wall_ns()
+        after = boot_ns()
+        if best is None or after - before < best[0]:
+            best = (after - before, wall - (before + after) // 2)
+    assert best is not None
+    return best[1]
+
+
+def iso(ns: int) -> str:
+    """RFC 3339 in UTC with milliseconds, from nanoseconds since 1970: ``2026-01-02T03:04:05.123Z``.
+
+    Integer arithmetic throughout: a float cannot hold nanoseconds of today exactly.
+    """
+    seconds, rest = divmod(ns, NS_PER_S)
+    moment = datetime.fromtimestamp(seconds, timezone.utc)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{rest // NS_PER_MS:03d}Z"

@@ -1,0 +1,237 @@
+"""An event is one fact from the kernel: a kind, typed fields with ECS names, and a kernel time stamp.
+
+On the hot path an event is an instance of a class made by :func:`event_class`: a msgspec struct whose
+attributes are the fields in the order of the probe's tuple, decoded straight from bpftrace's JSON. The
+contract of a kind (:class:`EventKind`) comes from the header of the probe that emits it, or from
+:data:`OWN_KINDS` for the kinds that kwsiem itself emits.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Final
+
+import msgspec
+
+#: Wire types of a probe header, and the Python type that carries each.
+FIELD_TYPES: Final[Mapping[str, type]] = {
+    "u64": int,
+    "i64": int,
+    "u32": int,
+    "u16": int,
+    "u8": int,
+    "bool": bool,
+    "port": int,
+    "str": str,
+    "bytes": str,
+    "ip": str,
+    "ts": int,
+}
+#: Types whose text an attacker may choose; bpftrace's byte escapes are repaired in these alone.
+TEXT_TYPES: Final = frozenset({"str", "bytes"})
+#: Inclusive bounds of the integer types; ``ts`` and ``u64`` need no check beyond the sign.
+INTEGER_BOUNDS: Final[Mapping[str, tuple[int, int]]] = {
+    "u8": (0, 2**8 - 1),
+    "u16": (0, 2**16 - 1),
+    "port": (0, 2**16 - 1),
+    "u32": (0, 2**32 - 1),
+    "u64": (0, 2**64 - 1),
+    "ts": (0, 2**64 - 1),
+    "i64": (-(2**63), 2**63 - 1),
+}
+
+HEARTBEAT_NUMBER: Final = 0
+HEARTBEAT_KIND: Final = "sensor.heartbeat"
+
+
+class Field(msgspec.Struct, frozen=True):
+    """One field of an event kind.
+
+    ``name`` is the ECS name (``destination.port``), ``type`` a key of :data:`FIELD_TYPES`. A field with
+    ``derived_from`` is not in the tuple: it is computed from another field when a rule asks for it.
+    """
+
+    name: str
+    type: str
+    derived_from: str = ""
+
+    @property
+    def attribute(self) -> str:
+        """The name of the field on the event object: ``destination.port`` is ``destination_port``."""
+        return self.name.replace(".", "_").replace("-", "_").replace("@", "")
+
+
+class EventKind(msgspec.Struct, frozen=True):
+    """The contract of one kind: its name and its fields in tuple order (number and time left out)."""
+
+    name: str
+    fields: tuple[Field, ...]
+    description: str = ""
+
+    def field(self, name: str) -> Field | None:
+        """The field of that ECS name, or None."""
+        for field in self.fields:
+            if field.name == name:
+                return field
+        return None
+
+    @property
+    def wire_fields(self) -> tuple[Field, ...]:
+        """The fields that stand in the tuple, in its order."""
+        return tuple(field for field in self.fields if not field.derived_from)
+
+
+@lru_cache(maxsize=65536)
+def as_ip(text: str) -> str | None:
+    """The canonical form of an address written as text, or None when it is none.
+
+    An IPv4-mapped IPv6 address becomes plain IPv4, so that one host has one name in every rule.
+    """
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    mapped = getattr(address, "ipv4_mapped", None)
+    return str(mapped or address)
+
+
+#: Derived fields: name -> (source field, type, function). A kind that has the source field and not the
+#: name itself gets it. ECS: ``source.address`` may be a name; ``source.ip`` is set when it is an address.
+DERIVED_FIELDS: Final[Mapping[str, tuple[str, str, Callable[[str], Any]]]] = {
+    "source.ip": ("source.address", "ip", as_ip),
+    "destination.ip": ("destination.address", "ip", as_ip),
+}
+
+
+def with_derived(fields: Sequence[Field]) -> tuple[Field, ...]:
+    """The fields of a tuple followed by those that can be derived from them."""
+    names = {field.name for field in fields}
+    derived = [
+        Field(name, kind, source)
+        for name, (source, kind, _) in DERIVED_FIELDS.items()
+        if source in names and name not in names
+    ]
+    return (*fields, *derived)
+
+
+def parse_fields(text: str) -> tuple[Field, ...]:
+    """Fields written as in a probe header (``source.ip:ip destination.port:port``), derived ones added.
+
+    Raises ValueError that names the part which is wrong.
+    """
+    fields: list[Field] = []
+    for part in text.split():
+        name, colon, kind = part.partition(":")
+        if not colon or not name:
+            raise ValueError(f"expected NAME:TYPE, got {part!r}")
+        if kind not in FIELD_TYPES:
+            raise ValueError(f"unknown type {kind!r} in {part!r}, expected one of {' '.join(FIELD_TYPES)}")
+        if any(field.name == name for field in fields):
+            raise ValueError(f"field {name!r} stands twice")
+        fields.append(Field(name, kind))
+    return with_derived(fields)
+
+
+class Event(msgspec.Struct, array_like=True, gc=False, forbid_unknown_fields=True):
+    """Base of the generated event classes; every event ends with ``ts_ns``.
+
+    ``ts_ns`` is CLOCK_BOOTTIME in nanoseconds, as bpftrace's ``nsecs`` gives it. The class attributes
+    ``KIND`` (an :class:`EventKind`) and ``NUMBER`` are set by :func:`event_class`.
+    """
+
+
+def event_class(kind: EventKind, number: int) -> type[Event]:
+    """The struct class that decodes tuples ``(number, field…, ts_ns)`` of a kind.
+
+    Arity is exact (too few and too many elements are both refused by msgspec); a class is made once for
+    each (probe, kind) and lives as long as the probe.
+    """
+    fields: list[tuple[str, Any]] = [(f.attribute, FIELD_TYPES[f.type]) for f in kind.wire_fields]
+    fields.append(("ts_ns", int))
+    made = msgspec.defstruct(
+        "Event_" + kind.name.replace(".", "_"),
+        fields,
+        bases=(Event,),
+        tag=number,
+        array_like=True,
+        gc=False,
+        forbid_unknown_fields=True,
+        namespace={"KIND": kind, "NUMBER": number, "__doc__": kind.description},
+    )
+    return made
+
+
+def value_of(event: Event, field: Field) -> Any:
+    """The value of one field of an event, derived fields included; None when it is not known."""
+    if field.derived_from:
+        source = field.derived_from.replace(".", "_")
+        return DERIVED_FIELDS[field.name][2](getattr(event, source))
+    return getattr(event, field.attribute)
+
+
+def event_fields(event: Event, kind: EventKind) -> dict[str, Any]:
+    """All known fields of an event by ECS name; empty text and unknown values are left out."""
+    found = ((field.name, value_of(event, field)) for field in kind.fields)
+    return {name: value for name, value in found if value is not None and value != ""}
+
+
+def event_from_fields(cls: type[Event], kind: EventKind, values: Mapping[str, Any], ts_ns: int) -> Event:
+    """An event from named values, as rule tests and recorded objects give them.
+
+    Fields that are not named are empty text or 0. Raises ValueError for a field the kind does not have
+    and for a value of the wrong type or out of its type's bounds.
+    """
+    known = {field.name: field for field in kind.wire_fields}
+    derived = {field.name: field.derived_from for field in kind.fields if field.derived_from}
+    given = {derived.get(name, name): value for name, value in values.items()}
+    for name in given:
+        if name not in known:
+            raise ValueError(f"kind {kind.name} has no field {name!r}")
+    arguments: list[Any] = []
+    for name, field in known.items():
+        expected = FIELD_TYPES[field.type]
+        value = given.get(name, expected())
+        if type(value) is not expected:
+            raise ValueError(f"{name}: expected {field.type}, got {value!r}")
+        bounds = INTEGER_BOUNDS.get(field.type)
+        if bounds and not bounds[0] <= value <= bounds[1]:
+            raise ValueError(f"{name}: {value} is out of range for {field.type}")
+        arguments.append(value)
+    return cls(*arguments, ts_ns)
+
+
+def _own(name: str, fields: str, description: str) -> EventKind:
+    return EventKind(name, parse_fields(fields), description)
+
+
+#: The kinds that kwsiem emits about itself. Rules can use them like any other; a probe may emit
+#: ``sensor.lost`` too and must then keep these very fields.
+OWN_KINDS: Final[Mapping[str, EventKind]] = {
+    kind.name: kind
+    for kind in (
+        _own(
+            "sensor.lost",
+            "probe.name:str event.reason:str event.count:u64",
+            "Events the sensor did not see or did not pass on. event.reason: ring_buffer (bpftrace could"
+            " not keep up), budget (held back by the probe), map_full (sources beyond a map's size).",
+        ),
+        _own(
+            "sensor.probe",
+            "probe.name:str probe.state:str probe.previous:str event.reason:str",
+            "A probe changed its state (see sensor.lifecycle).",
+        ),
+        _own(HEARTBEAT_KIND, "probe.name:str", "A probe's heartbeat, once a second."),
+        _own(
+            "rules.reload",
+            "event.outcome:str file.path:str error.message:str",
+            "The rule files changed. event.outcome: success, or failure (the old rules stay).",
+        ),
+        _own(
+            "output.state",
+            "output.name:str output.state:str output.previous:str event.reason:str",
+            "An output changed its state (ready, failing).",
+        ),
+    )
+}

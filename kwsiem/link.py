@@ -1,0 +1,119 @@
+"""A link joins two of our processes: a SOCK_SEQPACKET socket pair that carries whole typed messages.
+
+One packet is one msgpack message, at most :data:`MAX_MESSAGE_BYTES`; a descriptor may ride along
+(SCM_RIGHTS, unix(7)). Sending never blocks: :meth:`Link.send` says False when the peer's buffer is full
+and the caller keeps the message.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from array import array
+from collections.abc import Sequence
+from typing import Any, Final, Generic, TypeVar
+
+import msgspec
+
+from kwsiem.errors import LinkError
+
+MAX_MESSAGE_BYTES: Final = 128 * 1024
+#: Asked for with SO_SNDBUFFORCE (root), else SO_SNDBUF; room for some thousand alerts while a peer restarts.
+BUFFER_BYTES: Final = 4 * 1024 * 1024
+_SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h
+
+Incoming = TypeVar("Incoming")
+
+
+def link_pair() -> tuple[socket.socket, socket.socket]:
+    """Two joined sockets with buffers as large as the system allows."""
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in (left, right):
+        try:
+            end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, BUFFER_BYTES)
+        except PermissionError:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+    return left, right
+
+
+class Link(Generic[Incoming]):
+    """One end of a link; ``incoming`` is the union of messages that the peer may send."""
+
+    def __init__(self, sock: socket.socket, incoming: Any) -> None:
+        self._socket = sock
+        self._socket.setblocking(False)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder: msgspec.msgpack.Decoder[Incoming] = msgspec.msgpack.Decoder(incoming)
+        self.closed = False
+
+    @classmethod
+    def from_fd(cls, fd: int, incoming: Any) -> Link[Incoming]:
+        """A link over an inherited descriptor, which it owns from now on."""
+        return cls(socket.socket(fileno=fd), incoming)
+
+    def fileno(self) -> int:
+        """The descriptor, for a selector."""
+        return self._socket.fileno()
+
+    def send(self, message: msgspec.Struct, fds: Sequence[int] = ()) -> bool:
+        """Send one message; False when the peer's buffer is full or the peer has gone.
+
+        Raises LinkError when the message is larger than :data:`MAX_MESSAGE_BYTES`.
+        """
+        packet = self._encoder.encode(message)
+        if len(packet) > MAX_MESSAGE_BYTES:
+            raise LinkError(f"message {type(message).__name__} of {len(packet)} bytes is too large to send")
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
+        try:
+            self._socket.sendmsg([packet], rights)
+        except BlockingIOError:
+            return False
+        except (BrokenPipeError, ConnectionResetError):
+            self.closed = True
+            return False
+        return True
+
+    def receive(self) -> tuple[Incoming, list[int]] | None:
+        """The next message with its descriptors, or None when there is none now.
+
+        Sets :attr:`closed` at end of file. Raises LinkError for a packet that is not a valid message
+        (its descriptors are closed first, so that a bad peer cannot use ours up).
+        """
+        try:
+            packet, ancillary, flags, _ = self._socket.recvmsg(
+                MAX_MESSAGE_BYTES, socket.CMSG_SPACE(4 * 8), socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return None
+        except ConnectionResetError:
+            packet, ancillary, flags = b"", [], 0
+        fds = [fd for _, kind, data in ancillary if kind == socket.SCM_RIGHTS for fd in _descriptors(data)]
+        if not packet:
+            self.closed = True
+            return None
+        try:
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                raise LinkError(f"cut message of {len(packet)} bytes or more")
+            return self._decoder.decode(packet), fds
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            _close_all(fds)
+            raise LinkError(f"invalid message: {error}") from None
+        except LinkError:
+            _close_all(fds)
+            raise
+
+    def close(self) -> None:
+        """Close our end."""
+        self.closed = True
+        self._socket.close()
+
+
+def _descriptors(data: bytes) -> array[int]:
+    found: array[int] = array("i")
+    found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    return found
+
+
+def _close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)

@@ -1,0 +1,147 @@
+"""What the three processes say to each other: a handful of typed messages, msgpack on a link.
+
+Every message is a tagged msgspec struct; a receiver decodes only the union that its peer may send, so a
+taken-over engine cannot make the sensor do anything that is not listed here. Bulk (compiled rules) never
+travels in a message: it is a sealed memory file whose descriptor is passed along.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Union
+
+import msgspec
+
+from kwsiem.alert import Alert
+from kwsiem.event import EventKind
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
+    pass
+
+
+# sensor -> engine -----------------------------------------------------------------------------------
+
+
+class EngineStart(_Message, tag="engine_start"):
+    """First message to the engine: who we are and where wall time is."""
+
+    host: str
+    offset_ns: int
+    record: bool = False
+
+
+class ProbeKinds(msgspec.Struct, frozen=True):
+    """The kinds of one probe by their number on the wire."""
+
+    probe: str
+    numbers: dict[int, EventKind]
+
+
+class ProbeAttach(_Message, tag="probe_attach"):
+    """A probe's pipe (the descriptor comes along); ``generation`` tells its runs apart."""
+
+    kinds: ProbeKinds
+    generation: int
+
+
+class ProbeDetach(_Message, tag="probe_detach"):
+    """The run of a probe is over: read what is left in its pipe, then close it."""
+
+    probe: str
+    generation: int
+
+
+class RulesOffer(_Message, tag="rules_offer"):
+    """A compiled rule set (its memory file comes along), to be swapped in between two events."""
+
+    sha256: str
+    size: int
+
+
+class OwnEvent(_Message, tag="own_event"):
+    """An event of ours (kinds of ``event.OWN_KINDS``), for rules to use like any other."""
+
+    kind: str
+    fields: dict[str, Any]
+    ts_ns: int
+
+
+class ClockOffset(_Message, tag="clock_offset"):
+    """The wall-clock offset, measured again."""
+
+    offset_ns: int
+
+
+class CourierRestarted(_Message, tag="courier_restarted"):
+    """The courier is a new process: send it again what is not acknowledged."""
+
+
+class Stop(_Message, tag="stop"):
+    """End cleanly: take what is on its way, pass it on, exit with 0."""
+
+
+# engine -> sensor -----------------------------------------------------------------------------------
+
+
+class Ready(_Message, tag="ready"):
+    """The process has dropped its rights and serves its links."""
+
+    pid: int
+
+
+class Heartbeat(_Message, tag="heartbeat"):
+    """A probe's heartbeat line was read."""
+
+    probe: str
+    generation: int
+    ts_ns: int
+
+
+class RulesTaken(_Message, tag="rules_taken"):
+    """The engine runs the offered rule set; or refused it, and ``error`` says why."""
+
+    sha256: str
+    took_ms: float
+    error: str = ""
+
+
+class Stats(_Message, tag="stats"):
+    """The sender's counters, once a second: plain numbers and short strings, nested by name."""
+
+    values: dict[str, Any]
+
+
+# engine <-> courier ---------------------------------------------------------------------------------
+
+
+class AlertRaised(_Message, tag="alert"):
+    """One alert with the engine's running number; the courier acknowledges it once it is durable."""
+
+    number: int
+    alert: Alert
+
+
+class AlertsDurable(_Message, tag="alerts_durable"):
+    """Acknowledgement: these numbers are on disk (or were known already)."""
+
+    numbers: list[int]
+
+
+# sensor -> courier ----------------------------------------------------------------------------------
+
+
+class CourierStart(_Message, tag="courier_start"):
+    """First message to the courier: its settings (``config.Settings`` as plain data) and the host's name."""
+
+    host: str
+    settings: dict[str, Any]
+
+
+ToEngine = Union[
+    EngineStart, ProbeAttach, ProbeDetach, RulesOffer, OwnEvent, ClockOffset, CourierRestarted, Stop
+]
+FromEngine = Union[Ready, Heartbeat, RulesTaken, Stats]
+ToCourier = Union[CourierStart, Stop]
+FromCourier = Union[Ready, Stats, OwnEvent]
+EngineToCourier = AlertRaised
+CourierToEngine = AlertsDurable
