@@ -9,13 +9,12 @@ every receiver can recognise the repeat.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
 
-from kwsiem import __version__
-from kwsiem.clock import NS_PER_MS, iso
+from kwsiem.clock import NS_PER_MS
 
 ECS_VERSION: Final = "9.4.0"
 

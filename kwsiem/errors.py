@@ -70,9 +70,11 @@ class OutputError(KwsiemError):
     """A destination did not take what was sent.
 
     ``retryable`` tells whether the same bytes may succeed later (receiver down, time-out) or never
-    will (too large, refused as malformed).
+    will (too large, refused as malformed). ``sent`` is how many alerts of the batch were taken before
+    it; when not retryable, the next one is the one that was refused.
     """
 
-    def __init__(self, message: str, *, retryable: bool = True) -> None:
+    def __init__(self, message: str, *, retryable: bool = True, sent: int = 0) -> None:
         super().__init__(message)
         self.retryable = retryable
+        self.sent = sent

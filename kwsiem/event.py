@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 import msgspec
 
@@ -141,6 +141,11 @@ class Event(msgspec.Struct, array_like=True, gc=False, forbid_unknown_fields=Tru
     ``KIND`` (an :class:`EventKind`) and ``NUMBER`` are set by :func:`event_class`.
     """
 
+    if TYPE_CHECKING:
+        KIND: ClassVar[EventKind]
+        NUMBER: ClassVar[int]
+        ts_ns: int
+
 
 def event_class(kind: EventKind, number: int) -> type[Event]:
     """The struct class that decodes tuples ``(number, field…, ts_ns)`` of a kind.
@@ -160,7 +165,7 @@ def event_class(kind: EventKind, number: int) -> type[Event]:
         forbid_unknown_fields=True,
         namespace={"KIND": kind, "NUMBER": number, "__doc__": kind.description},
     )
-    return made
+    return cast(type[Event], made)
 
 
 def value_of(event: Event, field: Field) -> Any:
@@ -192,14 +197,15 @@ def event_from_fields(cls: type[Event], kind: EventKind, values: Mapping[str, An
     arguments: list[Any] = []
     for name, field in known.items():
         expected = FIELD_TYPES[field.type]
-        value = given.get(name, expected())
+        value: Any = given.get(name, expected())
         if type(value) is not expected:
             raise ValueError(f"{name}: expected {field.type}, got {value!r}")
         bounds = INTEGER_BOUNDS.get(field.type)
-        if bounds and not bounds[0] <= value <= bounds[1]:
+        if bounds and isinstance(value, int) and not bounds[0] <= value <= bounds[1]:
             raise ValueError(f"{name}: {value} is out of range for {field.type}")
         arguments.append(value)
-    return cls(*arguments, ts_ns)
+    made: Any = cls
+    return cast(Event, made(*arguments, ts_ns))
 
 
 def _own(name: str, fields: str, description: str) -> EventKind:

@@ -15,7 +15,7 @@ from kwsiem.alert import Alert
 from kwsiem.event import EventKind
 
 
-class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
+class _Message(msgspec.Struct, kw_only=True, tag_field="type", omit_defaults=True):
     pass
 
 
@@ -23,10 +23,15 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit
 
 
 class EngineStart(_Message, tag="engine_start"):
-    """First message to the engine: who we are and where wall time is."""
+    """First message to the engine: who we are, whom to become, and where wall time is.
+
+    With ``record`` the descriptor of the recording comes along.
+    """
 
     host: str
+    user: str
     offset_ns: int
+    log_level: str = "info"
     record: bool = False
 
 
@@ -41,13 +46,6 @@ class ProbeAttach(_Message, tag="probe_attach"):
     """A probe's pipe (the descriptor comes along); ``generation`` tells its runs apart."""
 
     kinds: ProbeKinds
-    generation: int
-
-
-class ProbeDetach(_Message, tag="probe_detach"):
-    """The run of a probe is over: read what is left in its pipe, then close it."""
-
-    probe: str
     generation: int
 
 
@@ -97,10 +95,18 @@ class Heartbeat(_Message, tag="heartbeat"):
     ts_ns: int
 
 
+class ProbeDrained(_Message, tag="probe_drained"):
+    """The pipe of a run has ended and all of it was read."""
+
+    probe: str
+    generation: int
+
+
 class RulesTaken(_Message, tag="rules_taken"):
     """The engine runs the offered rule set; or refused it, and ``error`` says why."""
 
     sha256: str
+    rules: int
     took_ms: float
     error: str = ""
 
@@ -137,10 +143,8 @@ class CourierStart(_Message, tag="courier_start"):
     settings: dict[str, Any]
 
 
-ToEngine = Union[
-    EngineStart, ProbeAttach, ProbeDetach, RulesOffer, OwnEvent, ClockOffset, CourierRestarted, Stop
-]
-FromEngine = Union[Ready, Heartbeat, RulesTaken, Stats]
+ToEngine = Union[EngineStart, ProbeAttach, RulesOffer, OwnEvent, ClockOffset, CourierRestarted, Stop]
+FromEngine = Union[Ready, Heartbeat, ProbeDrained, RulesTaken, Stats]
 ToCourier = Union[CourierStart, Stop]
 FromCourier = Union[Ready, Stats, OwnEvent]
 EngineToCourier = AlertRaised

@@ -1,0 +1,446 @@
+"""The sensor process (root): starts bpftrace, the engine and the courier, and keeps them running.
+
+The composition root of the appliance: one loop, one thread (watchdog's own apart), no stage's work. It reads
+no byte that a probe prints; it hands pipes over and passes on what the three parts tell each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import selectors
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from kwsiem import __version__, clock, logs, rights
+from kwsiem.config import Settings
+from kwsiem.control import ControlServer
+from kwsiem.errors import EXIT_GOOD, ConfigError, LinkError, UnavailableError
+from kwsiem.link import Link, link_pair
+from kwsiem.messages import (
+    ClockOffset,
+    CourierRestarted,
+    CourierStart,
+    EngineStart,
+    FromCourier,
+    FromEngine,
+    Heartbeat,
+    OwnEvent,
+    ProbeAttach,
+    ProbeDrained,
+    ProbeKinds,
+    Ready,
+    RulesOffer,
+    RulesTaken,
+    Stats,
+    Stop,
+)
+from kwsiem.rules.watch import Loaded, RuleFiles
+from kwsiem.sensor.catalog import Catalog, lint_probe, read_catalog
+from kwsiem.sensor.child import bpftrace_version
+from kwsiem.sensor.supervisor import TRACING, Supervisor
+from kwsiem.sensor.worker import Worker
+from kwsiem.watch import LOOK_S, FolderWatch, signature
+
+STOP_S: Final = 5.0
+OFFSET_S: Final = 60.0
+TICK_S: Final = 0.2
+
+log = logging.getLogger("kwsiem.sensor")
+
+
+class Appliance:
+    """All parts of the running appliance and the loop that joins them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.version = check_host(settings)
+        self.began_ns = clock.wall_ns()
+        self.selector = selectors.DefaultSelector()
+        self.stopping = False
+        self._alert_ends = link_pair()
+        self.engine: Worker[FromEngine] = Worker("engine", FromEngine, self._alert_ends[0])
+        self.courier: Worker[FromCourier] = Worker("courier", FromCourier, self._alert_ends[1])
+        self.supervisor = Supervisor(self, settings.bpftrace, self.version)
+        self.rules = RuleFiles(Path(settings.rules), settings.user)
+        self.catalog: Catalog = read_catalog([Path(folder) for folder in settings.probes])
+        self._probe_files: dict[Path, Any] = {}
+        self._rules_offer: tuple[RulesOffer, int] | None = None
+        self._record_fd = -1
+        self._pending: list[OwnEvent] = []
+        self._bad_messages = 0
+
+    # -- start and loop ------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Bring everything up; raises ConfigError when the rules cannot be used."""
+        self._lock = _lock_runtime(Path(self.settings.runtime_dir))
+        prepare_state(self.settings)
+        self._signals()
+        self._first_rules()
+        if self.settings.record:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._record_fd = os.open(self.settings.record, flags, 0o600)
+        self.watch = FolderWatch()
+        self.wait_for(self.watch.fileno(), self.watch.clear)
+        self.control = ControlServer(self.settings.control_socket, self.answer)
+        self.wait_for(self.control.fileno(), self.control.serve)
+        self._start_workers(clock.monotonic_s())
+        self._want_probes(clock.monotonic_s())
+
+    def run(self) -> int:
+        """Serve until SIGTERM or SIGINT, then end everything in the order of the path."""
+        next_look_s = next_offset_s = 0.0
+        while not self.stopping:
+            self._step(TICK_S)
+            now_s = clock.monotonic_s()
+            self._start_workers(now_s)
+            self.supervisor.tick(now_s, listening=self.engine.ready)
+            self._follow_rules(now_s)
+            if now_s >= next_look_s:
+                next_look_s = now_s + LOOK_S
+                self._follow_probes(now_s)
+                self.watch.watch(self.rules.folders | {Path(folder) for folder in self.settings.probes})
+            if now_s >= next_offset_s:
+                next_offset_s = now_s + OFFSET_S
+                self._to_engine(ClockOffset(offset_ns=clock.wall_offset_ns()))
+        self._shut_down()
+        return EXIT_GOOD
+
+    def _step(self, timeout_s: float) -> None:
+        for key, _ in self.selector.select(timeout_s):
+            # An earlier call of this round may have closed it.
+            if key.fd in self.selector.get_map():
+                key.data()
+
+    def _signals(self) -> None:
+        reader, writer = socket.socketpair()
+        for end in (reader, writer):
+            end.setblocking(False)
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        self._signal_ends = (reader, writer)
+        self.wait_for(reader.fileno(), lambda: reader.recv(64) and None)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: setattr(self, "stopping", True))
+        signal.signal(signal.SIGHUP, lambda *_: self.reload())
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
+    def _shut_down(self) -> None:
+        """Probes first, then the engine (it reads their pipes to the end), then the courier."""
+        log.info("stopping")
+        now_s = clock.monotonic_s()
+        self.engine.stopping = self.courier.stopping = True
+        self.supervisor.stop(now_s)
+        self._until(lambda: not self.supervisor.running)
+        for worker in (self.engine, self.courier):
+            if worker.link:
+                worker.link.send(Stop())
+            self._until(lambda worker=worker: not worker.running)  # type: ignore[misc]
+            if worker.running:
+                log.error("process did not end, killed", extra={"which": worker.name})
+                worker.kill()
+                self._until(lambda worker=worker: not worker.running)  # type: ignore[misc]
+        self.control.close()
+        self.watch.close()
+        log.info("stopped")
+
+    def _until(self, done: Callable[[], bool]) -> None:
+        deadline_s = clock.monotonic_s() + STOP_S
+        while not done() and clock.monotonic_s() < deadline_s:
+            self._step(0.05)
+            self.supervisor.tick(clock.monotonic_s(), listening=False)
+
+    # -- wiring of the supervisor --------------------------------------------------------------------
+
+    def wait_for(self, fd: int, call: Callable[[], object]) -> None:
+        """Call when the descriptor is readable."""
+        self.selector.register(fd, selectors.EVENT_READ, call)
+
+    def forget(self, fd: int) -> None:
+        """Do not wait for it any more."""
+        with contextlib.suppress(KeyError, ValueError):
+            self.selector.unregister(fd)
+
+    def attach(self, kinds: ProbeKinds, generation: int, fd: int) -> None:
+        """Hand a probe's pipe to the engine; one that is not there yet gets all of them when it is."""
+        if self.engine.ready:
+            self._to_engine(ProbeAttach(kinds=kinds, generation=generation), fd)
+
+    def tell(self, kind: str, fields: Mapping[str, Any]) -> None:
+        """An event of our own, kept until the engine is there (the first thousand)."""
+        event = OwnEvent(kind=kind, fields=dict(fields), ts_ns=clock.boot_ns())
+        if not (self.engine.ready and self._to_engine(event)) and len(self._pending) < 1000:
+            self._pending.append(event)
+
+    def _to_engine(self, message: msgspec.Struct, *fds: int) -> bool:
+        return self.engine.link is not None and self.engine.ready and self.engine.link.send(message, fds)
+
+    # -- engine and courier --------------------------------------------------------------------------
+
+    def _start_workers(self, now_s: float) -> None:
+        if self.courier.due(now_s):
+            link = self.courier.start(now_s)
+            settings: dict[str, Any] = msgspec.to_builtins(self.settings)
+            link.send(CourierStart(host=self.settings.host, settings=settings))
+            self._serve(self.courier, self._from_courier)
+            self._to_engine(CourierRestarted())
+        if self.engine.due(now_s):
+            engine = self.engine.start(now_s)
+            recording = [self._record_fd] if self._record_fd >= 0 else []
+            start = EngineStart(
+                host=self.settings.host,
+                user=self.settings.user,
+                offset_ns=clock.wall_offset_ns(),
+                log_level=self.settings.log_level,
+                record=bool(recording),
+            )
+            engine.send(start, recording)
+            self._serve(self.engine, self._from_engine)
+
+    def _serve(self, worker: Worker[Any], take: Callable[[Any], None]) -> None:
+        link: Link[Any] | None = worker.link
+        assert link is not None
+        self.wait_for(link.fileno(), lambda: self._receive(link, take))
+        self.wait_for(worker.pidfd, lambda: self._worker_ended(worker))
+
+    def _receive(self, link: Link[Any], take: Callable[[Any], None]) -> None:
+        """Messages of one process; a bad one is counted and that is all it can do."""
+        for _ in range(256):
+            try:
+                received = link.receive()
+            except LinkError as error:
+                self._bad_messages += 1
+                log.error("bad message", extra={"error": str(error)})
+                continue
+            if received is None:
+                break
+            message, fds = received
+            for fd in fds:  # nobody sends us descriptors
+                os.close(fd)
+            take(message)
+        if link.closed:
+            self.forget(link.fileno())
+
+    def _worker_ended(self, worker: Worker[Any]) -> None:
+        if worker.link:
+            self.forget(worker.link.fileno())
+        self.forget(worker.pidfd)
+        status = worker.ended(clock.monotonic_s())
+        if not self.stopping:
+            log.error("process ended, is started again", extra={"which": worker.name, "status": status})
+
+    def _from_engine(self, message: FromEngine) -> None:
+        now_s = clock.monotonic_s()
+        if isinstance(message, Heartbeat):
+            self.supervisor.heartbeat(message.probe, message.generation, now_s)
+        elif isinstance(message, Stats):
+            self.engine.stats = message.values
+        elif isinstance(message, ProbeDrained):
+            self.supervisor.drained(message.probe, message.generation)
+        elif isinstance(message, RulesTaken):
+            self._rules_taken(message)
+        elif isinstance(message, Ready):
+            self.engine.ready = True
+            if self._rules_offer:
+                self._to_engine(self._rules_offer[0], self._rules_offer[1])
+            self.supervisor.attach_all()
+            for event in self._pending:
+                self._to_engine(event)
+            self._pending.clear()
+
+    def _from_courier(self, message: FromCourier) -> None:
+        if isinstance(message, Stats):
+            self.courier.stats = message.values
+        elif isinstance(message, OwnEvent):
+            self.tell(message.kind, message.fields)
+        elif isinstance(message, Ready):
+            self.courier.ready = True
+
+    # -- rules ---------------------------------------------------------------------------------------
+
+    def _first_rules(self) -> None:
+        """At start the rules must load: there are no old ones to keep."""
+        loaded: Loaded | None = None
+        while loaded is None:
+            self.rules.begin(self.catalog.kinds(), clock.monotonic_s())
+            while not _readable(self.rules.pidfd):
+                self.rules.enforce(clock.monotonic_s())
+            loaded = self.rules.finish(clock.monotonic_s())
+        if loaded.problems:
+            raise ConfigError("\n".join(loaded.problems))
+        self._rules_offer = (RulesOffer(sha256=loaded.sha256, size=loaded.size), loaded.fd)
+
+    def _follow_rules(self, now_s: float) -> None:
+        self.rules.enforce(now_s)
+        if not self.rules.due(now_s):
+            return
+        try:
+            pidfd = self.rules.begin(self.catalog.kinds(), now_s)
+        except ConfigError as error:
+            self._rules_loaded(self.rules.refused([str(error)]))
+            return
+        self.wait_for(pidfd, lambda: self._loader_ended(pidfd))
+
+    def _loader_ended(self, pidfd: int) -> None:
+        self.forget(pidfd)
+        loaded = self.rules.finish(clock.monotonic_s())
+        if loaded is not None:
+            self._rules_loaded(loaded)
+
+    def _rules_loaded(self, loaded: Loaded) -> None:
+        if loaded.problems:
+            log.error("rules not taken, the old ones stay", extra={"problems": loaded.problems[:20]})
+            self._tell_reload("failure", loaded.problems[0])
+            return
+        if self._rules_offer:
+            os.close(self._rules_offer[1])
+        self._rules_offer = (RulesOffer(sha256=loaded.sha256, size=loaded.size), loaded.fd)
+        self._to_engine(self._rules_offer[0], loaded.fd)
+
+    def _rules_taken(self, message: RulesTaken) -> None:
+        if message.error:
+            self.rules.refused([message.error])
+            self._tell_reload("failure", message.error)
+            return
+        first = not self.rules.loaded_ns
+        self.rules.taken(message.sha256, message.rules)
+        log.info("rules taken", extra={"rules": message.rules, "took_ms": round(message.took_ms, 1)})
+        if not first:
+            self._tell_reload("success", "")
+
+    def _tell_reload(self, outcome: str, error: str) -> None:
+        fields = {"event.outcome": outcome, "file.path": str(self.rules.path), "error.message": error[:500]}
+        self.tell("rules.reload", fields)
+
+    def reload(self) -> None:
+        """Look at rules and probes again as if their files had changed (SIGHUP)."""
+        self.rules.forget_tried()
+        self._probe_files.clear()
+
+    # -- probes --------------------------------------------------------------------------------------
+
+    def _follow_probes(self, now_s: float) -> None:
+        """Look whether a probe file came, changed or went."""
+        files = {
+            path: signature(path)
+            for folder in self.settings.probes
+            for path in (sorted(Path(folder).glob("*.bt")) if Path(folder).is_dir() else [])
+        }
+        if files == self._probe_files:
+            return
+        self._probe_files = files
+        before = self.catalog.kinds()
+        self.catalog = read_catalog([Path(folder) for folder in self.settings.probes])
+        self._want_probes(now_s)
+        if self.catalog.kinds() != before:
+            self.rules.forget_tried()
+
+    def _want_probes(self, now_s: float) -> None:
+        problems = {}
+        for name, spec in self.catalog.probes.items():
+            wrong = lint_probe(spec, spec.path.read_text(encoding="utf-8"))
+            if wrong:
+                problems[name] = "; ".join(str(problem) for problem in wrong[:5])
+        for problem in self.catalog.problems:
+            log.error("probe file not usable", extra={"problem": str(problem)})
+        self.supervisor.want(self.catalog.probes, problems, now_s)
+
+    # -- what people ask -----------------------------------------------------------------------------
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a request on the control socket."""
+        if request.get("command") == "status":
+            return self.status()
+        return {"error": f"unknown command {request.get('command')!r}, known: status"}
+
+    def status(self) -> dict[str, Any]:
+        """Everything that ``kwsiem status`` shows."""
+        now_s = clock.monotonic_s()
+        return {
+            "version": __version__,
+            "host": self.settings.host,
+            "pid": os.getpid(),
+            "since": clock.iso(self.began_ns),
+            "bpftrace": ".".join(map(str, self.version)),
+            "probes": self.supervisor.status(now_s),
+            "probe_problems": [str(problem) for problem in self.catalog.problems],
+            "rules": self.rules.status(),
+            "processes": [
+                {
+                    "name": worker.name,
+                    "pid": worker.pid if worker.running else None,
+                    "state": "ready" if worker.ready else ("starting" if worker.running else "ended"),
+                    "since_s": round(now_s - worker.since_s, 3),
+                    "restarts": worker.restarts,
+                }
+                for worker in (self.engine, self.courier)
+            ],
+            "engine": self.engine.stats,
+            "courier": self.courier.stats,
+            "bad_messages": self._bad_messages,
+        }
+
+
+def check_host(settings: Settings) -> tuple[int, int, int]:
+    """Whether this host can run the appliance; the version of bpftrace. Raises UnavailableError."""
+    if os.geteuid() != 0:
+        raise UnavailableError("kwsiem run needs root: bpftrace loads programs into the kernel; try sudo")
+    version = bpftrace_version(settings.bpftrace)
+    if not (TRACING / "events").is_dir():
+        raise UnavailableError(f"no tracefs at {TRACING}; mount it: mount -t tracefs tracefs {TRACING}")
+    if not Path("/sys/kernel/btf/vmlinux").exists():
+        raise UnavailableError(
+            "this kernel has no BTF (/sys/kernel/btf/vmlinux); it needs CONFIG_DEBUG_INFO_BTF=y,"
+            " which the kernels of Debian 11+ and Ubuntu 20.10+ have"
+        )
+    rights.account(settings.user)
+    return version
+
+
+def prepare_state(settings: Settings) -> None:
+    """Make the state folder and give it to the user of the engine and the courier."""
+    entry = rights.account(settings.user)
+    path = Path(settings.state_dir)
+    path.mkdir(parents=True, exist_ok=True, mode=0o750)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        os.fchown(fd, entry.pw_uid, entry.pw_gid)
+    finally:
+        os.close(fd)
+
+
+def _lock_runtime(folder: Path) -> int:
+    """One appliance for each runtime folder; the lock goes with the process. Raises UnavailableError."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+    path = folder / "kwsiem.pid"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = os.read(fd, 32).decode("ascii", "replace").strip()
+        os.close(fd)
+        raise UnavailableError(f"kwsiem is already running with pid {pid} ({path})") from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def _readable(fd: int) -> bool:
+    with selectors.DefaultSelector() as one:
+        one.register(fd, selectors.EVENT_READ)
+        return bool(one.select(0.2))
+
+
+def run(settings: Settings) -> int:
+    """Run the appliance in the foreground; its exit code."""
+    appliance = Appliance(settings)
+    logs.setup("sensor", settings.log_level, settings.log_file)
+    appliance.start()
+    return appliance.run()

@@ -1,0 +1,61 @@
+"""The command line: one module for each group of commands; the only place that makes exit codes of errors.
+
+Exit codes: 0 good, 1 a check failed, 2 usage, 69 unavailable (not running, not root), 78 bad settings or rules.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from kwsiem import __version__
+from kwsiem.cli import check, probes, replay, run, simulate, status
+from kwsiem.errors import (
+    EXIT_CHECK_FAILED,
+    EXIT_CONFIG,
+    EXIT_UNAVAILABLE,
+    ConfigError,
+    KwsiemError,
+    UnavailableError,
+)
+
+_GROUPS: Final = (run, status, check, probes, replay, simulate)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="kwsiem",
+        description="Kernel-level intrusion detection that feeds a SIEM.",
+        epilog="examples:\n  sudo kwsiem run\n  sudo kwsiem status\n  kwsiem check\n  kwsiem replay scan.jsonl",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"kwsiem {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for group in _GROUPS:
+        group.add(commands)
+    options = parser.parse_args(argv)
+    try:
+        code: int = options.execute(options)
+        sys.stdout.flush()
+    except ConfigError as error:
+        return _fail(error, EXIT_CONFIG)
+    except UnavailableError as error:
+        return _fail(error, EXIT_UNAVAILABLE)
+    except KwsiemError as error:
+        return _fail(error, EXIT_CHECK_FAILED)
+    except BrokenPipeError:
+        # The reader (head, less) has gone; Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_CHECK_FAILED
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _fail(error: KwsiemError, code: int) -> int:
+    print(f"kwsiem: {error}", file=sys.stderr)
+    return code

@@ -1,0 +1,93 @@
+"""``kwsiem check``: settings, rules with their tests, and probes; all errors at once."""
+
+from __future__ import annotations
+
+import argparse
+
+from kwsiem.cli.common import (
+    Subparsers,
+    add_json,
+    add_settings,
+    catalog_of,
+    command,
+    paint,
+    plain,
+    print_json,
+    rules_of,
+    settings_of,
+)
+from kwsiem.cli.probes import check_probes
+from kwsiem.errors import (
+    EXIT_CHECK_FAILED,
+    EXIT_CONFIG,
+    EXIT_GOOD,
+    EXIT_UNAVAILABLE,
+    ConfigError,
+    UnavailableError,
+)
+
+
+def add(commands: Subparsers) -> None:
+    """Add the command."""
+    parser = command(
+        commands,
+        "check",
+        "validate settings and rules, run the rules' own tests, start each probe once",
+        ["sudo kwsiem check", "kwsiem check --rules ./rules.yaml --no-probes"],
+        execute=execute,
+    )
+    add_settings(parser)
+    parser.add_argument("--no-probes", action="store_true", help="do not start the probes (needs no root)")
+    add_json(parser)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Check everything, tell everything, then the worst exit code."""
+    settings = settings_of(options)
+    code = EXIT_GOOD
+    report: dict[str, object] = {"settings": "good"}
+    catalog = catalog_of(settings)
+    problems = [str(problem) for problem in catalog.problems]
+    if problems:
+        code = EXIT_CHECK_FAILED
+    report["catalog"] = problems
+    if not options.no_probes:
+        try:
+            results = check_probes(settings)
+            report["probes"] = [vars(result) for result in results]
+            if any(result.state == "failed" for result in results):
+                code = EXIT_CHECK_FAILED
+        except UnavailableError as error:
+            report["probes"] = str(error)
+            code = EXIT_UNAVAILABLE
+    try:
+        ruleset = rules_of(settings, catalog)
+        report["rules"] = {"file": settings.rules, "rules": len(ruleset.rules), "problems": []}
+    except ConfigError as error:
+        report["rules"] = {"file": settings.rules, "rules": 0, "problems": str(error).split("\n")}
+        code = EXIT_CONFIG
+    if options.json:
+        print_json(report)
+    else:
+        print(_render(report))
+    return code
+
+
+def _render(report: dict[str, object]) -> str:
+    lines = ["settings  good"]
+    catalog = report["catalog"]
+    assert isinstance(catalog, list)
+    lines += [paint("probe     ", "red") + plain(problem) for problem in catalog]
+    probes = report.get("probes")
+    if isinstance(probes, str):
+        lines.append(f"probes    {probes}")
+    for probe in probes if isinstance(probes, list) else []:
+        lines.append(f"probe     {probe['name']}: {probe['state']} {plain(probe['reason'])}".rstrip())
+    rules = report["rules"]
+    assert isinstance(rules, dict)
+    if rules["problems"]:
+        lines += [plain(problem) for problem in rules["problems"]]
+        lines.append(paint(f"rules     {len(rules['problems'])} problems in {rules['file']}", "red"))
+    else:
+        lines.append(f"rules     {rules['rules']} good, their tests pass ({rules['file']})")
+    return "\n".join(lines)

@@ -1,0 +1,129 @@
+"""What several commands share: options, settings with overrides, the catalog, terminal text."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from kwsiem.config import OutputSettings, Settings, load_settings, resolve
+from kwsiem.errors import ConfigError, RuleFileError
+from kwsiem.rules.load import load_rules
+from kwsiem.rules.model import RuleSet
+from kwsiem.rules.watch import Source, read_rule_file
+from kwsiem.sensor.catalog import Catalog, read_catalog
+
+FORMAT_NAMES: Final = ("ecs", "json", "cef", "text")
+Subparsers = Any  # argparse has no public name for it
+
+
+def command(
+    commands: Subparsers, name: str, summary: str, examples: Sequence[str], **defaults: Any
+) -> argparse.ArgumentParser:
+    """A sub-command with its help, examples included."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog="examples:\n" + "\n".join(f"  {example}" for example in examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """The options that choose settings, rules and probes."""
+    parser.add_argument(
+        "--config", type=Path, metavar="F", help="settings file (default /etc/kwsiem/kwsiem.yaml)"
+    )
+    parser.add_argument("--rules", metavar="F", help="rule file instead of the configured one")
+    parser.add_argument("--probes", metavar="DIR", help="folder of probes instead of the configured ones")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """``--json``, as every query has."""
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """The settings with what the command line overrides."""
+    settings = load_settings(options.config)
+    changes: dict[str, Any] = {}
+    if getattr(options, "rules", None):
+        changes["rules"] = options.rules
+    if getattr(options, "probes", None):
+        changes["probes"] = (options.probes,)
+    if getattr(options, "state", None):
+        changes["state_dir"] = options.state
+        old = str(Path(settings.state_dir))
+        changes["outputs"] = tuple(
+            msgspec.structs.replace(output, path="")
+            if output.type == "file" and str(Path(output.path).parent) == old
+            else output
+            for output in settings.outputs
+        )
+    if getattr(options, "runtime", None):
+        changes["runtime_dir"] = options.runtime
+    if getattr(options, "record", None):
+        changes["record"] = str(Path(options.record).absolute())
+    settings = msgspec.structs.replace(settings, **changes)
+    if getattr(options, "output", None):
+        settings = msgspec.structs.replace(settings, outputs=_console(settings.outputs, options.output))
+    return resolve(settings)
+
+
+def _console(outputs: tuple[OutputSettings, ...], wanted: str) -> tuple[OutputSettings, ...]:
+    """The outputs with the console in the format of ``--output console:FORMAT``."""
+    kind, _, form = wanted.partition(":")
+    if kind != "console" or form not in ("", *FORMAT_NAMES):
+        raise ConfigError(
+            f"--output: expected console:FORMAT with one of {', '.join(FORMAT_NAMES)}, got {wanted!r}"
+        )
+    others = tuple(output for output in outputs if output.type != "console")
+    console = msgspec.convert({"name": "console", "type": "console", "format": form}, OutputSettings)
+    return (console, *others)
+
+
+def catalog_of(settings: Settings) -> Catalog:
+    """The probes of the configured folders."""
+    return read_catalog([Path(folder) for folder in settings.probes])
+
+
+def rules_of(settings: Settings, catalog: Catalog) -> RuleSet:
+    """The compiled rules of the settings' rule file; raises ConfigError with every problem."""
+    path = Path(settings.rules)
+    try:
+        return load_rules([Source(str(path), read_rule_file(path))], catalog.kinds())
+    except RuleFileError as error:
+        raise ConfigError(str(error)) from None
+
+
+def print_json(value: Any) -> None:
+    """One JSON value, indented, on standard output."""
+    print(json.dumps(value, indent=2, ensure_ascii=True, default=str))
+
+
+def paint(text: str, colour: str) -> str:
+    """Text in a colour when standard output is a terminal: red, green, yellow, bold, dim."""
+    codes = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
+    return f"\033[{codes[colour]}m{text}\033[0m" if sys.stdout.isatty() else text
+
+
+def plain(text: str) -> str:
+    """Text from outside, safe to show on a terminal: control characters become visible."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns padded to the widest cell; the last one is left as it is."""
+    if not rows:
+        return ""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    lines = ("  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]]) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,154 @@
+"""``kwsiem status``: what each probe, rule file, process and output is doing, and since when."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from kwsiem.cli.common import Subparsers, add_json, command, paint, plain, print_json, table
+from kwsiem.config import load_settings
+from kwsiem.control import ask
+from kwsiem.errors import EXIT_CHECK_FAILED, EXIT_GOOD
+
+_COLOURS = {"ready": "green", "failed": "red", "backoff": "red", "failing": "red", "unsupported": "yellow"}
+
+
+def add(commands: Subparsers) -> None:
+    """Add the command."""
+    parser = command(
+        commands,
+        "status",
+        "show what each probe, rule file, process and output is doing (exit 1 when something is wrong)",
+        ["sudo kwsiem status", "sudo kwsiem status --json | jq .probes"],
+        execute=execute,
+    )
+    parser.add_argument("--config", type=Path, metavar="F", help="settings file of the running appliance")
+    parser.add_argument("--runtime", metavar="DIR", help="its runtime folder (default /run/kwsiem)")
+    add_json(parser)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Ask the running appliance."""
+    socket = Path(options.runtime) / "control.sock" if options.runtime else None
+    status = ask(socket or load_settings(options.config).control_socket, {"command": "status"})
+    if options.json:
+        print_json(status)
+    else:
+        print(render(status))
+    return EXIT_CHECK_FAILED if faults(status) else EXIT_GOOD
+
+
+def faults(status: dict[str, Any]) -> list[str]:
+    """What is wrong, in words; empty when all is well. A probe this kernel cannot run is no fault."""
+    found = [
+        f"probe {probe['name']} is {probe['state']}: {probe['reason']}"
+        for probe in status["probes"]
+        if probe["state"] in ("failed", "backoff")
+    ]
+    found += status["probe_problems"]
+    if status["rules"]["stale"]:
+        found.append(f"rules are stale: {status['rules']['problems'][0]}")
+    found += [
+        f"{process['name']} is {process['state']}"
+        for process in status["processes"]
+        if process["state"] != "ready"
+    ]
+    found += [
+        f"output {output['name']} is failing: {output.get('error', '')}"
+        for output in status["courier"].get("outputs", [])
+        if output.get("state") == "failing"
+    ]
+    return found
+
+
+def render(status: dict[str, Any]) -> str:
+    """The status for people."""
+    rules = status["rules"]
+    parts = [
+        paint(f"kwsiem {status['version']}", "bold")
+        + f" on {status['host']}, pid {status['pid']}, since {status['since']}, bpftrace {status['bpftrace']}",
+        "",
+        _section(
+            "PROBE", "STATE", "SINCE", "RESTARTS", "LINES", "REJECTED", "LOST", "WHY", rows=_probes(status)
+        ),
+        "",
+        _section("PROCESS", "STATE", "SINCE", "RESTARTS", "PID", "", rows=_processes(status)),
+        "",
+        f"rules    {rules['rules']} from {rules['file']}, loaded {rules['loaded']}, "
+        + (paint("STALE", "red") if rules["stale"] else "current"),
+        *(f"         {plain(problem)}" for problem in rules["problems"]),
+        f"alerts   {_counts(status['engine'].get('alerts', {}))}",
+        "",
+        _section(
+            "OUTPUT",
+            "STATE",
+            "WAITING",
+            "DELIVERED",
+            "DEAD",
+            "DROPPED",
+            "FILTERED",
+            "LABEL",
+            rows=_outputs(status),
+        ),
+    ]
+    wrong = faults(status)
+    parts += ["", *(paint("! ", "red") + plain(text) for text in wrong)] if wrong else []
+    return "\n".join(parts)
+
+
+def _section(*heads: str, rows: list[list[str]]) -> str:
+    lines = table([list(heads), *rows]).split("\n")
+    return "\n".join([paint(lines[0], "dim"), *lines[1:]])
+
+
+def _probes(status: dict[str, Any]) -> list[list[str]]:
+    lines = status["engine"].get("lines", {})
+    rows = []
+    for probe in status["probes"]:
+        counts = lines.get(probe["name"], {})
+        rejected = counts.get("rejected", {})
+        why = plain(probe["reason"])
+        if rejected:
+            why += " rejected: " + _counts(rejected)
+        rows.append(
+            [
+                probe["name"],
+                probe["state"],
+                _age(probe["since_s"]),
+                str(probe["restarts"]),
+                str(counts.get("received", 0)),
+                str(sum(rejected.values())),
+                str(counts.get("lost", 0)),
+                why.strip(),
+            ]
+        )
+    return rows
+
+
+def _processes(status: dict[str, Any]) -> list[list[str]]:
+    return [
+        [p["name"], p["state"], _age(p["since_s"]), str(p["restarts"]), str(p["pid"] or "-"), ""]
+        for p in status["processes"]
+    ]
+
+
+def _outputs(status: dict[str, Any]) -> list[list[str]]:
+    keys = ("waiting", "delivered", "dead", "dropped", "filtered")
+    return [
+        [o["name"], o.get("state", "?"), *(str(o.get(key, 0)) for key in keys), o.get("label", "")]
+        for o in status["courier"].get("outputs", [])
+    ]
+
+
+def _counts(counts: dict[str, Any]) -> str:
+    return ", ".join(f"{value} {name}" for name, value in counts.items()) or "none yet"
+
+
+def _age(seconds: float) -> str:
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

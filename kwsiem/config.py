@@ -1,0 +1,216 @@
+"""The settings file to frozen objects: units in the names, a default for everything, all errors at once.
+
+Everything runs without a settings file. Unknown keys are errors; each error names file, line, key, value
+and what was expected.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+
+from kwsiem.errors import ConfigError, Problem
+from kwsiem.yamlfile import YamlFile
+
+CONFIG_PATH: Final = Path("/etc/kwsiem/kwsiem.yaml")
+CONFIG_VARIABLE: Final = "KWSIEM_CONFIG"
+
+Level = Literal["informational", "low", "medium", "high", "critical"]
+
+
+class OutputSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One destination of alerts.
+
+    ``format`` empty means the type's default: console text, file ecs, syslog cef. ``level`` is the least
+    level that is sent. ``path`` is the file to write, or the unix socket of syslog.
+    """
+
+    name: str
+    type: Literal["console", "file", "syslog"]
+    format: Literal["", "ecs", "json", "cef", "text"] = ""
+    level: Level = "informational"
+    path: str = ""
+    transport: Literal["unix", "udp", "tcp"] = "unix"
+    host: str = "127.0.0.1"
+    port: int = 514
+    framing: Literal["octet-counting", "newline"] = "octet-counting"
+    facility: str = "local6"
+    app_name: str = "kwsiem"
+    timeout_s: float = 5.0
+    max_bytes: int = 100 * 2**20
+    keep: int = 5
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All settings of the appliance, resolved.
+
+    ``user`` is who the engine and the courier run as (``nobody`` when it does not exist). ``probes`` are
+    folders of ``.bt`` files, a later one overrides an earlier one by file name. ``record`` is a file that
+    every line the engine reads is copied to, for ``kwsiem replay``; empty means off.
+    """
+
+    host: str = ""
+    user: str = "kwsiem"
+    rules: str = ""
+    probes: tuple[str, ...] = ()
+    state_dir: str = "/var/lib/kwsiem"
+    runtime_dir: str = "/run/kwsiem"
+    log_file: str = ""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    bpftrace: str = "bpftrace"
+    record: str = ""
+    outputs: tuple[OutputSettings, ...] = ()
+
+    @property
+    def control_socket(self) -> Path:
+        """The socket that ``kwsiem status`` asks."""
+        return Path(self.runtime_dir) / "control.sock"
+
+
+def shipped_dir() -> Path:
+    """The folder with the shipped ``rules.yaml`` and ``probes/``: the source tree, or the installed data."""
+    source = Path(__file__).resolve().parent.parent
+    return source if (source / "probes").is_dir() else Path(sys.prefix) / "share" / "kwsiem"
+
+
+def load_settings(path: Path | None = None) -> Settings:
+    """The settings of a file, of ``KWSIEM_CONFIG``, of /etc/kwsiem/kwsiem.yaml, or all defaults.
+
+    A file that was named must exist; the default one may be absent. Raises ConfigError with every
+    problem of the file, one a line.
+    """
+    named = path or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
+    chosen = named or CONFIG_PATH
+    try:
+        data = chosen.read_bytes()
+    except FileNotFoundError:
+        if named:
+            raise ConfigError(f"{chosen}: no such settings file") from None
+        return resolve(Settings())
+    except OSError as error:
+        raise ConfigError(f"{chosen}: cannot be read: {error.strerror}") from None
+    return resolve(parse_settings(str(chosen), data))
+
+
+def parse_settings(name: str, data: bytes) -> Settings:
+    """Settings from the bytes of a file; raises ConfigError with every problem."""
+    document = YamlFile(name, data)
+    problems = list(document.problems)
+    values: dict[str, Any] = {}
+    if document.value is not None and not problems:
+        values = _checked(document, (), document.value, Settings, problems)
+        _unique_outputs(document, values.get("outputs", ()), problems)
+    if problems:
+        raise ConfigError("\n".join(str(problem) for problem in problems))
+    return Settings(**values)
+
+
+def resolve(settings: Settings) -> Settings:
+    """Fill in what depends on the host: its name, the rule file, probe folders, default outputs."""
+    shipped = shipped_dir()
+    own_rules = Path("/etc/kwsiem/rules.yaml")
+    rules = settings.rules or str(own_rules if own_rules.exists() else shipped / "rules.yaml")
+    outputs = settings.outputs or (
+        OutputSettings(name="console", type="console"),
+        OutputSettings(name="file", type="file"),
+    )
+    outputs = tuple(
+        msgspec.structs.replace(output, path=str(Path(settings.state_dir) / "alerts.jsonl"))
+        if output.type == "file" and not output.path
+        else output
+        for output in outputs
+    )
+    return msgspec.structs.replace(
+        settings,
+        host=settings.host or socket.gethostname(),
+        rules=rules,
+        probes=settings.probes or (str(shipped / "probes"), "/etc/kwsiem/probes.d"),
+        outputs=outputs,
+    )
+
+
+def _checked(
+    document: YamlFile, path: tuple[str | int, ...], value: Any, cls: type, problems: list[Problem]
+) -> dict[str, Any]:
+    """The converted values of one mapping, problems collected key by key."""
+    where = ".".join(str(part) for part in path)
+    if not isinstance(value, Mapping):
+        problems.append(document.problem(path, where, f"expected a mapping, got {value!r}"))
+        return {}
+    fields = {field.name: field for field in msgspec.structs.fields(cls)}
+    result: dict[str, Any] = {}
+    for key, item in value.items():
+        here = (*path, key)
+        name = ".".join(str(part) for part in here)
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f", did you mean {near[0]!r}?" if near else f", known: {', '.join(fields)}"
+            problems.append(document.problem(here, name, f"unknown key{hint}"))
+        elif cls is Settings and key == "outputs":
+            result[key] = _outputs(document, here, item, problems)
+        else:
+            _convert(document, here, item, fields[key].type, problems, result)
+    for name, field in fields.items():
+        if field.required and name not in value:
+            problems.append(document.problem(path, where, f"key {name!r} is missing"))
+    return result
+
+
+def _convert(
+    document: YamlFile,
+    path: tuple[str | int, ...],
+    value: Any,
+    expected: Any,
+    problems: list[Problem],
+    result: dict[str, Any],
+) -> None:
+    key = str(path[-1])
+    try:
+        result[key] = msgspec.convert(value, expected)
+    except msgspec.ValidationError as error:
+        where = ".".join(str(part) for part in path)
+        choices = getattr(expected, "__args__", None)
+        allowed = f" (one of {', '.join(repr(c) for c in choices if c)})" if choices else ""
+        problems.append(document.problem(path, where, f"{error}, got {value!r}{allowed}"))
+        return
+    if key in _BOUNDS and not _BOUNDS[key][0] <= result[key] <= _BOUNDS[key][1]:
+        low, high = _BOUNDS[key]
+        where = ".".join(str(part) for part in path)
+        problems.append(document.problem(path, where, f"must be {low} to {high}, got {value!r}"))
+
+
+_BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
+    "port": (1, 65535),
+    "timeout_s": (0.1, 300),
+    "max_bytes": (4096, 2**40),
+    "keep": (0, 1000),
+}
+
+
+def _outputs(
+    document: YamlFile, path: tuple[str | int, ...], value: Any, problems: list[Problem]
+) -> tuple[OutputSettings, ...]:
+    if not isinstance(value, list):
+        problems.append(document.problem(path, "outputs", f"expected a list, got {value!r}"))
+        return ()
+    before = len(problems)
+    checked = [
+        _checked(document, (*path, index), item, OutputSettings, problems) for index, item in enumerate(value)
+    ]
+    return () if len(problems) > before else tuple(OutputSettings(**item) for item in checked)
+
+
+def _unique_outputs(document: YamlFile, outputs: tuple[OutputSettings, ...], problems: list[Problem]) -> None:
+    seen: set[str] = set()
+    for index, output in enumerate(outputs):
+        if output.name in seen:
+            message = f"name {output.name!r} stands twice"
+            problems.append(document.problem(("outputs", index, "name"), f"outputs.{index}.name", message))
+        seen.add(output.name)

@@ -1,0 +1,201 @@
+"""Stage 2, line to event: bpftrace's JSON lines to event objects; never raises, counts what is wrong.
+
+One decoder for each run of a probe. The common case, a block of nothing but valid ``value`` records, is
+one call into msgspec; a block with anything else in it is taken line by line. bpftrace's versions differ:
+integers may come as text, bytes >= 0x80 as ``\\uffffffXX`` or raw, the count of lost events in hexadecimal.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, Union
+
+import msgspec
+
+from kwsiem.event import HEARTBEAT_KIND, HEARTBEAT_NUMBER, TEXT_TYPES, Event, EventKind, event_class
+from kwsiem.messages import ProbeKinds
+
+#: A longer line is dropped and counted; the longest legal record is far below (a map of 4,096 keys: 90 kB).
+MAX_LINE_BYTES: Final = 256 * 1024
+
+#: bpftrace's other record types: legal, but nothing that a probe of ours prints. Counted by type.
+_OTHER_TYPES: Final = frozenset(
+    {"attached_probes", "map", "hist", "stats", "helper_error", "printf", "time", "cat", "join", "syscall"}
+    | {"errorf", "warnf", "runtime_error"}
+)
+#: bpftrace 0.24 to 0.27 writes the number in hexadecimal once it has written an escape: ``6007b``.
+_LOST: Final = re.compile(rb'^\{"type": *"lost_events".*"events": *([0-9a-f]{1,16})\b')
+#: A byte >= 0x80 as bpftrace 0.17 and later print it on x86-64: U+FFFF, then ``ff`` and two hex digits.
+_ESCAPED_BYTES: Final = re.compile("(?:\uffffff[89a-f][0-9a-f])+")
+
+#: A byte that is not part of UTF-8, as Python's surrogateescape marks it.
+_RAW_BYTE: Final = re.compile("[\udc80-\udcff]")
+
+#: What number 0 is in every probe: only its time.
+_BARE_HEARTBEAT: Final = EventKind(HEARTBEAT_KIND, ())
+
+_REASON_BY_TEXT: Final = (("Expected `array` of", "wrong_arity"), ("$.data[0]", "unknown_kind"))
+
+
+class LineDecoder:
+    """Decodes the lines of one run of one probe.
+
+    :meth:`feed` takes bytes as they were read, cut anywhere. The ledger: every line is counted in
+    ``received``, and either in ``accepted`` (event, heartbeat, loss record) or in ``rejected`` by reason.
+    """
+
+    def __init__(self, kinds: ProbeKinds) -> None:
+        self.probe = kinds.probe
+        self.received = 0
+        self.accepted = 0
+        self.rejected: dict[str, int] = {}
+        self.lost = 0
+        self.heartbeat_ns = 0
+        self.last_rejected = ""
+        numbers = {number: kind for number, kind in kinds.numbers.items() if kind.name != HEARTBEAT_KIND}
+        self.classes: list[type[Event]] = [event_class(kind, number) for number, kind in numbers.items()]
+        self._heartbeat = event_class(_BARE_HEARTBEAT, HEARTBEAT_NUMBER)
+        self._text_attributes: dict[type[Event], tuple[str, ...]] = {
+            cls: tuple(f.attribute for f in cls.KIND.wire_fields if f.type in TEXT_TYPES)
+            for cls in self.classes
+        }
+        record = msgspec.defstruct(
+            "Value",
+            [("data", Union[tuple([*self.classes, self._heartbeat])])],  # noqa: C409 (3.10 has no * here)
+            tag="value",
+            tag_field="type",
+            gc=False,
+        )
+        self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(record, strict=False)
+        self._tail = b""
+        self._skipping = False
+
+    def feed(self, data: bytes) -> list[Event]:
+        """The events in ``data`` and in the rest of the call before, in the order they were printed."""
+        block = self._complete_lines(data)
+        if not block:
+            return []
+        try:
+            records = self._decoder.decode_lines(block)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return self._line_by_line(block)
+        self.received += len(records)
+        self.accepted += len(records)
+        heartbeat = self._heartbeat
+        events = [event for record in records if (event := record.data).__class__ is not heartbeat]
+        if len(events) != len(records):
+            self.heartbeat_ns = max(r.data.ts_ns for r in records if r.data.__class__ is heartbeat)
+        if b"\\uffff" in block:
+            self._repair(events)
+        return events
+
+    def finish(self) -> list[Event]:
+        """What is left at the end of the pipe: a last line without its newline is cut, and rejected."""
+        if self._tail or self._skipping:
+            self._reject("cut_line", self._tail)
+        self._tail = b""
+        self._skipping = False
+        return []
+
+    def _complete_lines(self, data: bytes) -> bytes:
+        """Whole lines; keeps the rest for later and drops a line that is too long, to its end."""
+        if self._skipping:
+            end = data.find(b"\n")
+            if end < 0:
+                return b""
+            data = data[end + 1 :]
+            self._skipping = False
+        cut = data.rfind(b"\n") + 1
+        if not cut:
+            self._tail += data
+            if len(self._tail) > MAX_LINE_BYTES:
+                self._reject("too_long", self._tail)
+                self._tail = b""
+                self._skipping = True
+            return b""
+        block = self._tail + data[:cut]
+        self._tail = data[cut:]
+        return block
+
+    def _line_by_line(self, block: bytes) -> list[Event]:
+        events: list[Event] = []
+        for line in block.split(b"\n"):
+            if not line.strip():
+                continue  # bpftrace ends its output with blank lines
+            event = self._one(line)
+            if event is not None:
+                events.append(event)
+        self._repair(events)
+        return events
+
+    def _one(self, line: bytes) -> Event | None:
+        """One line of any kind, counted; the event in it, if it is one."""
+        if len(line) > MAX_LINE_BYTES:
+            self._reject("too_long", line)
+            return None
+        try:
+            event: Event = self._decoder.decode(line).data
+        except UnicodeDecodeError:
+            # bpftrace 0.14 to 0.16 pass bytes through; one that is not UTF-8 becomes visible text: \xff.
+            text = line.decode("utf-8", "surrogateescape")
+            return self._one(_RAW_BYTE.sub(lambda m: f"\\\\x{ord(m[0]) - 0xDC00:02x}", text).encode())
+        except msgspec.ValidationError as error:
+            self._other(line, str(error))
+            return None
+        except msgspec.DecodeError:
+            if not self._lost_events(line):
+                self._reject("not_json" if line.startswith(b"{") else "plain_text", line)
+            return None
+        self.received += 1
+        self.accepted += 1
+        if event.__class__ is self._heartbeat:
+            self.heartbeat_ns = max(self.heartbeat_ns, event.ts_ns)
+            return None
+        return event
+
+    def _other(self, line: bytes, error: str) -> None:
+        """A line of JSON that is no valid value record: a loss record, another type, or a bad tuple."""
+        if self._lost_events(line):
+            return
+        try:
+            record = msgspec.json.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            self._reject("not_json", line)
+            return
+        kind = record.get("type") if isinstance(record, dict) else None
+        if kind == "value":
+            reason = next((name for text, name in _REASON_BY_TEXT if text in error), "wrong_type")
+        elif isinstance(kind, str) and kind in _OTHER_TYPES:
+            reason = f"record_{kind}"
+        else:
+            reason = "unknown_type"
+        self._reject(reason, line)
+
+    def _lost_events(self, line: bytes) -> bool:
+        found = _LOST.match(line)
+        if not found:
+            return False
+        digits = found[1].decode()
+        self.received += 1
+        self.accepted += 1
+        self.lost += int(digits, 10 if digits.isdecimal() else 16)
+        return True
+
+    def _repair(self, events: list[Event]) -> None:
+        """Put bytes >= 0x80 back together where bpftrace escaped them one by one."""
+        for event in events:
+            for name in self._text_attributes[event.__class__]:
+                text = getattr(event, name)
+                if "\uffff" in text:
+                    setattr(event, name, _ESCAPED_BYTES.sub(_bytes_to_text, text))
+
+    def _reject(self, reason: str, line: bytes) -> None:
+        self.received += 1
+        self.rejected[reason] = self.rejected.get(reason, 0) + 1
+        self.last_rejected = line[:200].decode("utf-8", "backslashreplace")
+
+
+def _bytes_to_text(found: re.Match[str]) -> str:
+    run = found[0]
+    data = bytes(int(run[start + 3 : start + 5], 16) for start in range(0, len(run), 5))
+    return data.decode("utf-8", "backslashreplace")

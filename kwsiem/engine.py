@@ -1,0 +1,385 @@
+"""The engine process: reads the probes' pipes, decodes, correlates, hands alerts to the courier.
+
+Run by the sensor as ``python -I -m kwsiem.engine``; it imports everything, takes its first message, gives up
+all rights, and only then reads what came from outside. One thread, and nothing else in the process: a busy
+second thread would halve it (``docs/architecture.md``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import os
+import selectors
+import signal
+from collections import OrderedDict
+from typing import Any, Final
+
+import msgspec
+
+from kwsiem import clock, logs, rights
+from kwsiem.alert import Alert
+from kwsiem.correlate.engine import Engine
+from kwsiem.decode import LineDecoder
+from kwsiem.errors import KwsiemError, LinkError
+from kwsiem.event import OWN_KINDS, Event, event_class, event_from_fields
+from kwsiem.link import Link
+from kwsiem.messages import (
+    AlertRaised,
+    AlertsDurable,
+    ClockOffset,
+    CourierRestarted,
+    CourierToEngine,
+    EngineStart,
+    Heartbeat,
+    OwnEvent,
+    ProbeAttach,
+    ProbeDrained,
+    ProbeKinds,
+    Ready,
+    RulesOffer,
+    RulesTaken,
+    Stats,
+    Stop,
+    ToEngine,
+)
+from kwsiem.recording import Recorder
+from kwsiem.rules.model import decode_ruleset
+
+READ_BYTES: Final = 256 * 1024
+#: A read of more than this means load: then let the pipe fill for a tick instead of waking for each line.
+BUSY_BYTES: Final = 4096
+TICK_S: Final = 0.005  # 3.4 % of a core at 150,000 lines/s, against 29-43 % for an eager reader (measured)
+MAX_UNACKNOWLEDGED: Final = 20_000
+MAX_RULES_BYTES: Final = 64 * 2**20
+DRAIN_S: Final = 2.0
+
+log = logging.getLogger("kwsiem.engine")
+
+
+class ProbePipe:
+    """The pipe of one run of a probe, with its decoder."""
+
+    def __init__(self, fd: int, kinds: ProbeKinds, generation: int) -> None:
+        os.set_blocking(fd, False)
+        self.fd = fd
+        self.generation = generation
+        self.decoder = LineDecoder(kinds)
+        self.heartbeat_ns = 0
+        self.lost = 0
+
+    def read(self) -> bytes | None:
+        """Bytes that are there; empty at the end of the pipe, None when there is nothing now."""
+        try:
+            return os.read(self.fd, READ_BYTES)
+        except BlockingIOError:
+            return None
+
+
+class Courier:
+    """Our side of the alerts: each has a number and is kept until the courier says it is on disk."""
+
+    def __init__(self, link: Link[CourierToEngine]) -> None:
+        self.link = link
+        # Numbers of two runs of the engine must not meet: an acknowledgement may outlive its run.
+        self._first = self.number = clock.boot_ns()
+        self.dropped = 0
+        self.acknowledged = 0
+        self._kept: OrderedDict[int, AlertRaised] = OrderedDict()
+        self._unsent: OrderedDict[int, AlertRaised] = OrderedDict()
+
+    @property
+    def raised(self) -> int:
+        """Alerts of this run so far."""
+        return self.number - self._first
+
+    @property
+    def waiting(self) -> int:
+        """Alerts that are not acknowledged yet."""
+        return len(self._kept)
+
+    def raise_alert(self, alert: Alert) -> None:
+        """Send one alert; keep it whatever happens, up to MAX_UNACKNOWLEDGED (then counted and dropped)."""
+        self.number += 1
+        if len(self._kept) >= MAX_UNACKNOWLEDGED:
+            self.dropped += 1
+            return
+        message = AlertRaised(number=self.number, alert=alert)
+        self._kept[self.number] = message
+        if self._unsent or not self._send(message):
+            self._unsent[self.number] = message
+
+    def _send(self, message: AlertRaised) -> bool:
+        try:
+            return self.link.send(message)
+        except LinkError:
+            # Too large: evidence is what can be spared, and the incident is what matters.
+            message.alert.evidence = message.alert.evidence[:1]
+            message.alert.values = message.alert.values[:10]
+            return self.link.send(message)
+
+    def flush(self) -> None:
+        """Send what the full buffer refused before, in order."""
+        while self._unsent:
+            number, message = next(iter(self._unsent.items()))
+            if not self._send(message):
+                return
+            del self._unsent[number]
+
+    def restart(self) -> None:
+        """The courier is a new one: all that is not acknowledged goes again."""
+        self._unsent = OrderedDict(self._kept)
+        self.flush()
+
+    def receive(self) -> None:
+        """Take acknowledgements."""
+        while (received := _next(self.link)) is not None:
+            message, _ = received
+            if isinstance(message, AlertsDurable):
+                for number in message.numbers:
+                    self._unsent.pop(number, None)
+                    self.acknowledged += self._kept.pop(number, None) is not None
+
+
+class EngineProcess:
+    """Everything the process holds, and its loop."""
+
+    def __init__(self, sensor: Link[ToEngine], alerts: Link[CourierToEngine]) -> None:
+        self.sensor = sensor
+        self.courier = Courier(alerts)
+        self.selector = selectors.DefaultSelector()
+        self.pipes: dict[tuple[str, int], ProbePipe] = {}
+        self.past: dict[str, dict[str, Any]] = {}
+        self.bad_messages = 0
+        self.stopping = False
+        self.recorder: Recorder | None = None
+
+    def start(self) -> None:
+        """Take the first message, give up all rights, say that we are ready."""
+        os.set_blocking(self.sensor.fileno(), True)
+        received = self.sensor.receive()
+        if received is None or not isinstance(received[0], EngineStart):
+            raise LinkError("the sensor did not begin with engine_start")
+        start, fds = received
+        os.set_blocking(self.sensor.fileno(), False)
+        logs.setup("engine", start.log_level)
+        rights.drop(start.user)
+        self.engine = Engine(self.courier.raise_alert, host=start.host, offset_ns=start.offset_ns)
+        self.own: dict[str, type[Event]] = {name: event_class(kind, 0) for name, kind in OWN_KINDS.items()}
+        for cls in self.own.values():
+            self.engine.bind(cls)
+        if start.record and fds:
+            self.recorder = Recorder(fds[0], start.host, start.offset_ns)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "stopping", True))
+        self.selector.register(self.sensor, selectors.EVENT_READ, self._from_sensor)
+        self.selector.register(self.courier.link, selectors.EVENT_READ, self.courier.receive)
+        gc.collect()
+        gc.freeze()
+        gc.disable()  # all state is acyclic; a collection over a flood's keys stalls for 100 ms (measured)
+        self.sensor.send(Ready(pid=os.getpid()))
+
+    def run(self) -> None:
+        """Serve until told to stop or until the sensor is gone."""
+        next_second_s = clock.monotonic_s()
+        while not self.stopping and not self.sensor.closed:
+            now_s = clock.monotonic_s()
+            if now_s >= next_second_s:
+                next_second_s = now_s + 1.0
+                self._every_second()
+            read = 0
+            for key, _ in self.selector.select(max(0.0, next_second_s - now_s)):
+                read += key.data() or 0
+            if read > BUSY_BYTES:
+                clock.sleep_s(TICK_S)
+        self._drain()
+
+    def _from_sensor(self) -> None:
+        while (received := self._receive()) is not None:
+            message, fds = received
+            try:
+                self._take(message, fds)
+            except (KwsiemError, msgspec.DecodeError, ValueError, OSError) as error:
+                self.bad_messages += 1
+                log.error("message refused", extra={"error": str(error), "type": type(message).__name__})
+
+    def _receive(self) -> tuple[ToEngine, list[int]] | None:
+        try:
+            return self.sensor.receive()
+        except LinkError as error:
+            self.bad_messages += 1
+            log.error("bad message from the sensor", extra={"error": str(error)})
+            return None
+
+    def _take(self, message: ToEngine, fds: list[int]) -> None:
+        if isinstance(message, ProbeAttach):
+            self._attach(message, fds[0])
+        elif isinstance(message, RulesOffer):
+            self._take_rules(message, fds[0])
+        elif isinstance(message, OwnEvent):
+            cls = self.own[message.kind]
+            self.engine.process([event_from_fields(cls, cls.KIND, message.fields, message.ts_ns)])
+        elif isinstance(message, ClockOffset):
+            self.engine.offset_ns = message.offset_ns
+            if self.recorder:
+                self.recorder.offset(message.offset_ns)
+        elif isinstance(message, CourierRestarted):
+            self.courier.restart()
+        elif isinstance(message, Stop):
+            self.stopping = True
+
+    def _attach(self, message: ProbeAttach, fd: int) -> None:
+        pipe = ProbePipe(fd, message.kinds, message.generation)
+        self.pipes[message.kinds.probe, message.generation] = pipe
+        for cls in pipe.decoder.classes:
+            self.engine.bind(cls)
+        if self.recorder:
+            self.recorder.contract(message.kinds)
+        self.selector.register(fd, selectors.EVENT_READ, lambda: self._read(pipe))
+
+    def _take_rules(self, message: RulesOffer, fd: int) -> None:
+        error, rules = "", 0
+        before_s = clock.monotonic_s()
+        try:
+            if message.size > MAX_RULES_BYTES:
+                raise LinkError(f"rule set of {message.size} bytes, at most {MAX_RULES_BYTES}")
+            ruleset = decode_ruleset(os.pread(fd, message.size, 0))
+            self.engine.set_rules(ruleset)
+            rules = len(ruleset.rules)
+        except (KwsiemError, msgspec.DecodeError, ValueError) as refused:
+            error = str(refused) or type(refused).__name__
+        finally:
+            os.close(fd)
+        took_ms = (clock.monotonic_s() - before_s) * 1000
+        self.sensor.send(RulesTaken(sha256=message.sha256, rules=rules, took_ms=took_ms, error=error))
+
+    def _read(self, pipe: ProbePipe) -> int:
+        """One read of one pipe, all the way to alerts; the number of bytes."""
+        data = pipe.read()
+        if data is None:
+            return 0
+        decoder = pipe.decoder
+        if not data:
+            decoder.finish()
+            self._end(pipe)
+            return 0
+        events = decoder.feed(data)
+        if events:
+            self.engine.process(events)
+        if self.recorder:
+            self.recorder.lines(decoder.probe, data)
+        if decoder.heartbeat_ns != pipe.heartbeat_ns:
+            pipe.heartbeat_ns = decoder.heartbeat_ns
+            beat = Heartbeat(probe=decoder.probe, generation=pipe.generation, ts_ns=decoder.heartbeat_ns)
+            self.sensor.send(beat)
+        if decoder.lost != pipe.lost:
+            self._report_lost(pipe)
+        return len(data)
+
+    def _report_lost(self, pipe: ProbePipe) -> None:
+        """What bpftrace could not deliver: that is an event of its own."""
+        lost, pipe.lost = pipe.decoder.lost - pipe.lost, pipe.decoder.lost
+        cls = self.own["sensor.lost"]
+        fields = {"probe.name": pipe.decoder.probe, "event.reason": "ring_buffer", "event.count": lost}
+        self.engine.process([event_from_fields(cls, cls.KIND, fields, clock.boot_ns())])
+
+    def _end(self, pipe: ProbePipe) -> None:
+        """The pipe has ended: keep its counts, forget the rest."""
+        probe = pipe.decoder.probe
+        self.selector.unregister(pipe.fd)
+        os.close(pipe.fd)
+        del self.pipes[probe, pipe.generation]
+        self.past[probe] = _sum(self.past.get(probe), _line_counts(pipe.decoder))
+        for cls in pipe.decoder.classes:
+            self.engine.unbind(cls)
+        self.sensor.send(ProbeDrained(probe=probe, generation=pipe.generation))
+
+    def _every_second(self) -> None:
+        self.engine.advance(clock.boot_ns())
+        self.courier.flush()
+        self.sensor.send(Stats(values=self._counters()))
+        if self.recorder:
+            self.recorder.flush()
+
+    def _counters(self) -> dict[str, Any]:
+        lines = dict(self.past)
+        for pipe in self.pipes.values():
+            name = pipe.decoder.probe
+            lines[name] = _sum(lines.get(name), _line_counts(pipe.decoder))
+        return {
+            "lines": lines,
+            "engine": self.engine.counters(),
+            "alerts": {
+                "raised": self.courier.raised,
+                "acknowledged": self.courier.acknowledged,
+                "waiting": self.courier.waiting,
+                "dropped": self.courier.dropped,
+            },
+            "bad_messages": self.bad_messages,
+        }
+
+    def _drain(self) -> None:
+        """Take what the probes have already printed, then wait until the courier has all alerts on disk."""
+        deadline_s = clock.monotonic_s() + DRAIN_S
+        for pipe in list(self.pipes.values()):
+            while clock.monotonic_s() < deadline_s and self._read(pipe):
+                pass
+        while self.courier.waiting and clock.monotonic_s() < deadline_s and not self.courier.link.closed:
+            self.courier.flush()
+            self.courier.receive()
+            clock.sleep_s(TICK_S)
+        if self.recorder:
+            self.recorder.flush()
+        self.sensor.send(Stats(values=self._counters()))
+        log.info("engine ends", extra={"alerts": self.courier.raised, "unacknowledged": self.courier.waiting})
+
+
+def _next(link: Link[CourierToEngine]) -> tuple[CourierToEngine, list[int]] | None:
+    try:
+        return link.receive()
+    except LinkError as error:
+        log.error("bad message from the courier", extra={"error": str(error)})
+        return None
+
+
+def _line_counts(decoder: LineDecoder) -> dict[str, Any]:
+    counts: dict[str, Any] = {
+        "received": decoder.received,
+        "accepted": decoder.accepted,
+        "rejected": dict(decoder.rejected),
+        "lost": decoder.lost,
+    }
+    if decoder.last_rejected:
+        counts["last_rejected"] = decoder.last_rejected
+    return counts
+
+
+def _sum(left: dict[str, Any] | None, right: dict[str, Any]) -> dict[str, Any]:
+    """The counts of two runs of a probe together."""
+    total = dict(left or {})
+    for name, value in right.items():
+        if isinstance(value, dict):
+            total[name] = _sum(total.get(name), value)
+        elif isinstance(value, str):
+            total[name] = value
+        else:
+            total[name] = total.get(name, 0) + value
+    return total
+
+
+def main() -> int:
+    """Entry of the process; 0 after a clean end."""
+    parser = argparse.ArgumentParser(prog="kwsiem.engine", description="The engine; started by the sensor.")
+    parser.add_argument("--sensor-fd", type=int, required=True)
+    parser.add_argument("--alerts-fd", type=int, required=True)
+    options = parser.parse_args()
+    sensor: Link[ToEngine] = Link.from_fd(options.sensor_fd, ToEngine)
+    process = EngineProcess(sensor, Link.from_fd(options.alerts_fd, CourierToEngine))
+    process.start()
+    process.run()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,293 @@
+"""The compiled rule set: typed, frozen, serialisable; all that the engine knows about rules.
+
+The rule files are loaded in a child process without rights, and the engine reads what that child wrote:
+:func:`decode_ruleset` therefore checks every type and every bound again and builds no code from text.
+
+A predicate is a tree of :data:`Expr`. Its logic has three values: a test of an unknown field (an address
+that is not known) is neither true nor false, and its negation is not true either. Text fields are always
+known; an empty one is simply empty.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any, Final, Literal, Union
+
+import msgspec
+from msgspec import Meta
+
+from kwsiem.errors import ConfigError
+from kwsiem.rules.duration import MAX_DURATION_NS
+
+MODEL_VERSION: Final = 1
+#: Windows keep about twice the threshold of time stamps for each busy key.
+MAX_THRESHOLD: Final = 10_000
+MAX_STEPS: Final = 16
+MAX_GROUP_BY: Final = 8
+MAX_RULES: Final = 5_000
+#: Nesting of And, Or and Not; Python's own parser stops at about 200 parentheses.
+MAX_DEPTH: Final = 40
+#: Values in the tests of one rule, lists expanded.
+MAX_VALUES: Final = 20_000
+
+FieldName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z@_][A-Za-z0-9@_.\-]*$")]
+ShortText = Annotated[str, Meta(max_length=4096)]
+Nanoseconds = Annotated[int, Meta(ge=0, le=MAX_DURATION_NS)]
+
+
+class _Node(msgspec.Struct, frozen=True, tag_field="is", forbid_unknown_fields=True):
+    pass
+
+
+class And(_Node, tag="and"):
+    """All of them."""
+
+    items: tuple[Expr, ...]
+
+
+class Or(_Node, tag="or"):
+    """At least one of them."""
+
+    items: tuple[Expr, ...]
+
+
+class Not(_Node, tag="not"):
+    """The opposite; unknown stays unknown."""
+
+    item: Expr
+
+
+class Constant(_Node, tag="constant"):
+    """Always or never: what a test of an empty list comes down to."""
+
+    value: bool
+
+
+class Number(_Node, tag="number"):
+    """An integer field equals one of the values."""
+
+    field: FieldName
+    values: tuple[int, ...]
+
+
+class Truth(_Node, tag="truth"):
+    """A yes-or-no field has this value."""
+
+    field: FieldName
+    value: bool
+
+
+class Compare(_Node, tag="compare"):
+    """An integer field compared with a number."""
+
+    field: FieldName
+    op: Literal["gt", "gte", "lt", "lte"]
+    value: int
+
+
+class Text(_Node, tag="text"):
+    """A text or address field matches one of the values; lower case is stored when case does not matter."""
+
+    field: FieldName
+    match: Literal["equals", "contains", "startswith", "endswith"]
+    values: tuple[ShortText, ...]
+    cased: bool = False
+
+
+class Regex(_Node, tag="regex"):
+    """A regular expression (re2 syntax, flags inline) is found in a text field."""
+
+    field: FieldName
+    pattern: ShortText
+
+
+class Cidr(_Node, tag="cidr"):
+    """An address field lies in one of the networks."""
+
+    field: FieldName
+    networks: tuple[ShortText, ...]
+
+
+class Exists(_Node, tag="exists"):
+    """A field is known and not empty (or is not)."""
+
+    field: FieldName
+    present: bool = True
+
+
+class Keyword(_Node, tag="keyword"):
+    """A regular expression is found in any of the event's text fields (Sigma's keywords)."""
+
+    pattern: ShortText
+
+
+Expr = Union[And, Or, Not, Constant, Number, Truth, Compare, Text, Regex, Cidr, Exists, Keyword]
+
+
+class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One step of a sequence: ``count`` events that match, each step strictly later than the one before."""
+
+    name: ShortText
+    predicate: Expr
+    count: Annotated[int, Meta(ge=1, le=MAX_THRESHOLD)] = 1
+
+
+class Correlation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What has to come together before a rule fires.
+
+    ``type`` is a key of ``correlate.kinds``; ``any`` fires on each match and uses only ``group_by``.
+    Windows are half-open: an event at time t counts those in (t - timespan, t]. With ``require_group``
+    an event whose group-by field is unknown or empty never matches (and is counted).
+    """
+
+    type: Literal["any", "event_count", "value_count", "sequence"] = "any"
+    group_by: Annotated[tuple[FieldName, ...], Meta(max_length=64)] = ()
+    require_group: bool = True
+    timespan_ns: Nanoseconds = 0
+    field: Annotated[str, Meta(max_length=128)] = ""
+    op: Literal["gte", "gt"] = "gte"
+    value: Annotated[int, Meta(ge=0, le=MAX_THRESHOLD)] = 1
+    steps: Annotated[tuple[Step, ...], Meta(max_length=MAX_STEPS)] = ()
+
+    @property
+    def threshold(self) -> int:
+        """The smallest count that meets the condition."""
+        return self.value + (self.op == "gt")
+
+
+class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One rule; ``events`` are the kinds it looks at, ``suppress_ns`` the quiet time that ends an incident.
+
+    ``fingerprint`` covers everything that gives the rule's state its meaning: a rule with the same id and
+    fingerprint keeps its windows and incidents when the rule set is replaced.
+    """
+
+    id: Annotated[str, Meta(min_length=1, max_length=128)]
+    title: ShortText
+    level: Literal["informational", "low", "medium", "high", "critical"]
+    events: Annotated[tuple[ShortText, ...], Meta(min_length=1, max_length=64)]
+    predicate: Expr
+    correlation: Correlation
+    suppress_ns: Nanoseconds
+    fingerprint: Annotated[str, Meta(max_length=64)]
+    description: ShortText = ""
+    tags: tuple[ShortText, ...] = ()
+    falsepositives: tuple[ShortText, ...] = ()
+
+
+class RuleSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All rules that run together; ``sha256`` is of the files they came from."""
+
+    version: Literal[1] = 1
+    sha256: Annotated[str, Meta(max_length=64)] = ""
+    files: tuple[ShortText, ...] = ()
+    rules: Annotated[tuple[Rule, ...], Meta(max_length=MAX_RULES)] = ()
+
+    def encode(self) -> bytes:
+        """The rule set as msgpack, for :func:`decode_ruleset`."""
+        return msgspec.msgpack.encode(self)
+
+
+def decode_ruleset(data: bytes) -> RuleSet:
+    """The rule set of bytes that a less trusted process wrote.
+
+    Raises ConfigError for anything that is not a rule set within its bounds: types, thresholds, depth,
+    a correlation that lacks what its type needs, an id that stands twice.
+    """
+    try:
+        ruleset = msgspec.msgpack.decode(data, type=RuleSet)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"compiled rules cannot be read: {error}") from None
+    seen: set[str] = set()
+    for rule in ruleset.rules:
+        if rule.id in seen:
+            raise ConfigError(f"compiled rules: rule {rule.id!r} stands twice")
+        seen.add(rule.id)
+        problem = _problem(rule)
+        if problem:
+            raise ConfigError(f"compiled rules: rule {rule.id!r}: {problem}")
+    return ruleset
+
+
+def _problem(rule: Rule) -> str:
+    """What the types cannot say about a rule, or an empty text."""
+    correlation = rule.correlation
+    if correlation.type != "any" and not 0 < correlation.timespan_ns:
+        return "a correlation needs a timespan"
+    if (correlation.type == "value_count") != bool(correlation.field):
+        return "value_count, and nothing else, needs a field"
+    if (correlation.type == "sequence") != (len(correlation.steps) >= 2):
+        return "sequence, and nothing else, needs at least two steps"
+    if correlation.threshold < 1:
+        return "the condition is always true"
+    for predicate in (rule.predicate, *(step.predicate for step in correlation.steps)):
+        if depth(predicate) > MAX_DEPTH:
+            return f"conditions are nested deeper than {MAX_DEPTH}"
+        if size(predicate) > MAX_VALUES:
+            return f"more than {MAX_VALUES} values"
+    return ""
+
+
+def children(expr: Expr) -> tuple[Expr, ...]:
+    """The parts of And, Or and Not; nothing for a test of a field."""
+    if isinstance(expr, (And, Or)):
+        return expr.items
+    return (expr.item,) if isinstance(expr, Not) else ()
+
+
+def depth(expr: Expr) -> int:
+    """How deep a tree is nested; a single test is 1."""
+    return 1 + max(map(depth, children(expr)), default=0)
+
+
+def size(expr: Expr) -> int:
+    """How many values a tree compares with."""
+    own = getattr(expr, "values", None) or getattr(expr, "networks", None) or ("",)
+    return sum(map(size, children(expr))) if children(expr) else len(own)
+
+
+def fingerprint(rule_id: str, events: tuple[str, ...], predicate: Expr, correlation: Correlation) -> str:
+    """A hash of everything that gives a rule's state its meaning (32 hex digits)."""
+    content = msgspec.msgpack.encode((MODEL_VERSION, rule_id, events, predicate, correlation))
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+_COMPARE_WORDS: Final = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+_MATCH_WORDS: Final = {"equals": "is", "contains": "contains", "startswith": "starts with", "endswith": "ends with"}
+
+
+def describe(expr: Expr) -> str:
+    """A predicate in words: ``tcp.flags is 0 and source.ip is in 192.0.2.0/24``."""
+    if isinstance(expr, (And, Or)):
+        word = " and " if isinstance(expr, And) else " or "
+        parts = (f"({describe(i)})" if isinstance(i, (And, Or)) else describe(i) for i in expr.items)
+        return word.join(parts)
+    if isinstance(expr, Not):
+        inner = describe(expr.item)
+        return f"not ({inner})" if isinstance(expr.item, (And, Or)) else f"not {inner}"
+    return _describe_test(expr)
+
+
+def _describe_test(expr: Any) -> str:
+    if isinstance(expr, Constant):
+        return "always" if expr.value else "never"
+    if isinstance(expr, Keyword):
+        return f"text matches {expr.pattern}"
+    if isinstance(expr, Compare):
+        return f"{expr.field} {_COMPARE_WORDS[expr.op]} {expr.value}"
+    if isinstance(expr, Truth):
+        return f"{expr.field} is {str(expr.value).lower()}"
+    if isinstance(expr, Exists):
+        return f"{expr.field} {'exists' if expr.present else 'is empty'}"
+    if isinstance(expr, Regex):
+        return f"{expr.field} matches {expr.pattern}"
+    if isinstance(expr, Cidr):
+        return f"{expr.field} is in {_listing(expr.networks)}"
+    word = _MATCH_WORDS[expr.match] if isinstance(expr, Text) else "is"
+    return f"{expr.field} {word} {_listing(expr.values)}"
+
+
+def _listing(values: tuple[Any, ...]) -> str:
+    shown = ", ".join(map(str, values[:5]))
+    more = f" … ({len(values)})" if len(values) > 5 else ""
+    return shown + more if len(values) == 1 else f"one of {shown}{more}"

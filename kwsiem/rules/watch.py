@@ -1,0 +1,216 @@
+"""The rule file on disk and what became of it: loaded, or stale with the reason.
+
+Reading happens here (bounded, regular files only), everything else in a short-lived child without rights
+(:mod:`kwsiem.rules.loader`): neither a slow nor a hostile file disturbs anyone. What the child leaves in its
+memory file is handed on unread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from kwsiem import clock
+from kwsiem.errors import ConfigError
+from kwsiem.event import EventKind
+from kwsiem.watch import SETTLE_S, Signature, signature
+
+MAX_FILE_BYTES: Final = 16 * 2**20
+LOAD_TIMEOUT_S: Final = 60.0
+#: A file that does not load is read once more after this before anyone is told: perhaps it was half written.
+SECOND_LOOK_S: Final = 0.5
+_LOADED: Final = 0
+
+
+class Source(msgspec.Struct, frozen=True):
+    """One rule file as it was read."""
+
+    name: str
+    data: bytes
+
+
+class LoadRequest(msgspec.Struct):
+    """What the loader child is asked: these sources, against these event kinds, as this user."""
+
+    user: str
+    sources: list[Source]
+    kinds: dict[str, EventKind]
+
+
+class Loaded(msgspec.Struct):
+    """How a load ended: a memory file with the compiled rules (owned by the receiver), or problems."""
+
+    sha256: str
+    fd: int = -1
+    size: int = 0
+    problems: list[str] = []
+
+
+class RuleFiles:
+    """Follows the rule file; ``now_s`` everywhere is monotonic seconds."""
+
+    def __init__(self, path: Path, user: str) -> None:
+        self.path = path
+        self.loaded_sha256 = ""
+        self.disk_sha256 = ""
+        self.problems: list[str] = []
+        self.rules = 0
+        self.loaded_ns = 0
+        self.pidfd = -1
+        self._user = user
+        self._tried: Signature | None = None
+        self._seen: tuple[Signature, float] = ((), 0.0)
+        self._retry_s: float | None = None
+        self._failed_before = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._result_fd = -1
+        self._started_s = 0.0
+
+    @property
+    def folders(self) -> set[Path]:
+        """Folders in which a change may concern the file: its own, and those of every link on the way."""
+        found = {self.path.parent.absolute()}
+        hop = self.path
+        for _ in range(8):
+            if not hop.is_symlink():
+                break
+            hop = hop.parent / hop.readlink()
+            found.add(hop.parent.absolute())
+        found.add(self.path.resolve().parent)
+        return found
+
+    @property
+    def loading(self) -> bool:
+        """Whether a loader child is at work."""
+        return self._process is not None
+
+    def due(self, now_s: float) -> bool:
+        """Whether the file differs from what was tried last, and has stopped changing."""
+        if self.loading:
+            return False
+        if self._retry_s is not None and now_s >= self._retry_s:
+            return True
+        seen = signature(self.path)
+        if seen == self._tried:
+            return False
+        if seen != self._seen[0]:
+            self._seen = (seen, now_s)
+        return now_s - self._seen[1] >= SETTLE_S
+
+    def forget_tried(self) -> None:
+        """Load again even if the file is the same: what it is checked against has changed."""
+        self._tried = None
+
+    def begin(self, kinds: Mapping[str, EventKind], now_s: float) -> int:
+        """Start the loader; its pidfd is readable when it has ended. Raises ConfigError when unreadable."""
+        tried = signature(self.path)
+        if tried != self._tried:
+            self._failed_before = False
+        self._tried, self._retry_s = tried, None
+        data = read_rule_file(self.path)
+        self.disk_sha256 = hashlib.sha256(data).hexdigest()
+        request = LoadRequest(self._user, [Source(str(self.path), data)], dict(kinds))
+        request_fd = _memory_file("kwsiem-request", msgspec.msgpack.encode(request))
+        self._result_fd = _memory_file("kwsiem-rules", b"")
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-m", "kwsiem.rules.loader"],
+                stdin=request_fd,
+                stdout=self._result_fd,
+                start_new_session=True,
+            )
+        finally:
+            os.close(request_fd)
+        self._started_s = now_s
+        self.pidfd = os.pidfd_open(self._process.pid)
+        return self.pidfd
+
+    def enforce(self, now_s: float) -> None:
+        """Kill a loader that takes too long."""
+        if self.loading and now_s - self._started_s > LOAD_TIMEOUT_S:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def finish(self, now_s: float) -> Loaded | None:
+        """What the loader left; None when the file failed for the first time and gets a second look."""
+        assert self._process is not None
+        status = self._process.wait()
+        self._process = None
+        os.close(self.pidfd)
+        self.pidfd = -1
+        fd, self._result_fd = self._result_fd, -1
+        size = os.fstat(fd).st_size
+        if status == _LOADED:
+            self._failed_before = False
+            return Loaded(self.disk_sha256, fd, size)
+        problems = _problems(os.pread(fd, 2**20, 0), status)
+        os.close(fd)
+        if not self._failed_before:
+            self._failed_before = True
+            self._retry_s = now_s + SECOND_LOOK_S
+            return None
+        return self.refused(problems)
+
+    def refused(self, problems: list[str]) -> Loaded:
+        """The file cannot be used: the running rules stay, and are stale."""
+        self.problems = problems
+        return Loaded(self.disk_sha256, problems=problems)
+
+    def taken(self, sha256: str, rules: int) -> None:
+        """The engine runs these rules."""
+        self.loaded_sha256 = sha256
+        self.rules = rules
+        self.loaded_ns = clock.wall_ns()
+        if sha256 == self.disk_sha256:
+            self.problems = []
+
+    def status(self) -> dict[str, Any]:
+        """File, number of rules, both hashes, whether the running rules are stale and why."""
+        return {
+            "file": str(self.path),
+            "rules": self.rules,
+            "loaded": clock.iso(self.loaded_ns) if self.loaded_ns else None,
+            "loaded_sha256": self.loaded_sha256,
+            "disk_sha256": self.disk_sha256,
+            "stale": bool(self.problems),
+            "problems": self.problems,
+        }
+
+
+def read_rule_file(path: Path) -> bytes:
+    """The bytes of a rule file; raises ConfigError when it is absent, no regular file, or too large."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ConfigError(f"{path}: is not a regular file")
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path}: has more than {MAX_FILE_BYTES} bytes")
+    return data
+
+
+def _memory_file(name: str, data: bytes) -> int:
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    os.write(fd, data) if data else None
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def _problems(data: bytes, status: int) -> list[str]:
+    try:
+        return msgspec.json.decode(data, type=list[str]) or [f"loader ended with status {status}"]
+    except msgspec.DecodeError:
+        if status == -signal.SIGKILL:
+            return [f"loading took more than {LOAD_TIMEOUT_S:.0f} s or too much memory"]
+        return [f"loader ended with status {status}"]
