@@ -34,8 +34,6 @@ _RAW_BYTE: Final = re.compile("[\udc80-\udcff]")
 #: What number 0 is in every probe: only its time.
 _BARE_HEARTBEAT: Final = EventKind(HEARTBEAT_KIND, ())
 
-_REASON_BY_TEXT: Final = (("Expected `array` of", "wrong_arity"), ("$.data[0]", "unknown_kind"))
-
 
 class LineDecoder:
     """Decodes the lines of one run of one probe.
@@ -55,6 +53,8 @@ class LineDecoder:
         numbers = {number: kind for number, kind in kinds.numbers.items() if kind.name != HEARTBEAT_KIND}
         self.classes: list[type[Event]] = [event_class(kind, number) for number, kind in numbers.items()]
         self._heartbeat = event_class(_BARE_HEARTBEAT, HEARTBEAT_NUMBER)
+        self._arity = {number: len(kind.wire_fields) + 2 for number, kind in numbers.items()}
+        self._arity[HEARTBEAT_NUMBER] = 2
         self._text_attributes: dict[type[Event], tuple[str, ...]] = {
             cls: tuple(f.attribute for f in cls.KIND.wire_fields if f.type in TEXT_TYPES)
             for cls in self.classes
@@ -139,8 +139,8 @@ class LineDecoder:
             # bpftrace 0.14 to 0.16 pass bytes through; one that is not UTF-8 becomes visible text: \xff.
             text = line.decode("utf-8", "surrogateescape")
             return self._one(_RAW_BYTE.sub(lambda m: f"\\\\x{ord(m[0]) - 0xDC00:02x}", text).encode())
-        except msgspec.ValidationError as error:
-            self._other(line, str(error))
+        except msgspec.ValidationError:
+            self._other(line)
             return None
         except msgspec.DecodeError:
             if not self._lost_events(line):
@@ -153,7 +153,7 @@ class LineDecoder:
             return None
         return event
 
-    def _other(self, line: bytes, error: str) -> None:
+    def _other(self, line: bytes) -> None:
         """A line of JSON that is no valid value record: a loss record, another type, or a bad tuple."""
         if self._lost_events(line):
             return
@@ -164,12 +164,20 @@ class LineDecoder:
             return
         kind = record.get("type") if isinstance(record, dict) else None
         if kind == "value":
-            reason = next((name for text, name in _REASON_BY_TEXT if text in error), "wrong_type")
+            reason = self._wrong_tuple(record.get("data"))
         elif isinstance(kind, str) and kind in _OTHER_TYPES:
             reason = f"record_{kind}"
         else:
             reason = "unknown_type"
         self._reject(reason, line)
+
+    def _wrong_tuple(self, data: Any) -> str:
+        """Why a value record is none that the probe's header declares."""
+        if not isinstance(data, list) or not data or type(data[0]) is not int:
+            return "wrong_type"
+        if data[0] not in self._arity:
+            return "unknown_kind"
+        return "wrong_type" if len(data) == self._arity[data[0]] else "wrong_arity"
 
     def _lost_events(self, line: bytes) -> bool:
         found = _LOST.match(line)

@@ -40,7 +40,7 @@ class YamlFile:
         try:
             self._parse(data)
         except yaml.MarkedYAMLError as error:
-            self._wrong(_place(error.problem_mark or error.context_mark), "", _yaml_message(error))
+            self._wrong(_place(error.problem_mark or error.context_mark), "", _yaml_message(error, data))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             self._wrong((1, 1), "", f"not YAML in UTF-8: {error}".replace("\n", " "))
 
@@ -113,8 +113,10 @@ def _place(mark: Any) -> Position:
     return (mark.line + 1, mark.column + 1) if mark else (1, 1)
 
 
-def _yaml_message(error: yaml.MarkedYAMLError) -> str:
+def _yaml_message(error: yaml.MarkedYAMLError, data: bytes) -> str:
     message = " ".join(part for part in (error.context, error.problem) if part)
-    if "\\t" in message or "tab" in message:
+    mark = error.problem_mark or error.context_mark
+    lines = data.split(b"\n")
+    if mark and mark.line < len(lines) and lines[mark.line].lstrip(b" ").startswith(b"\t"):
         message += " (YAML is indented with spaces, never with tabs)"
     return message or "not valid YAML"

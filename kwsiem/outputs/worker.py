@@ -55,7 +55,9 @@ class Source(Protocol):
     def waiting(self, limit: int) -> Sequence[Waiting]:
         """The oldest alerts not settled yet."""
 
-    def settle(self, delivered: Sequence[int], filtered: Sequence[int], dead: Sequence[tuple[int, str]]) -> None:
+    def settle(
+        self, delivered: Sequence[int], filtered: Sequence[int], dead: Sequence[tuple[int, str]]
+    ) -> None:
         """What became of the oldest alerts: sequence numbers, with a reason for the dead."""
 
 
@@ -213,7 +215,11 @@ class Worker:
             return
         previous, self.state, self.since_ns = self.state, state, wall_ns()
         log.log(
-            logging.INFO if state == "ready" else logging.WARNING, "output %s: %s %s", self.name, state, reason
+            logging.INFO if state == "ready" else logging.WARNING,
+            "output %s: %s %s",
+            self.name,
+            state,
+            reason,
         )
         self._on_state(state, previous, reason)
 

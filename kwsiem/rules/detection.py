@@ -125,9 +125,7 @@ def common_field(name: str, kinds: SequenceType[EventKind]) -> Field:
 class Detection:
     """One ``detection`` block: its selections, parsed and translated."""
 
-    def __init__(
-        self, report: Report, block: Mapping, kinds: SequenceType[EventKind], lists: Lists
-    ) -> None:
+    def __init__(self, report: Report, block: Mapping, kinds: SequenceType[EventKind], lists: Lists) -> None:
         self._report = report
         self._block = block
         self._kinds = kinds
@@ -266,9 +264,7 @@ class Detection:
             return False
         return True
 
-    def _values(
-        self, node: Node, place: Place, path: str, expand: bool
-    ) -> list[tuple[Any, Place]] | None:
+    def _values(self, node: Node, place: Place, path: str, expand: bool) -> list[tuple[Any, Place]] | None:
         """The values with their places, lists put in for their placeholders; None after a problem."""
         nodes = node.items if isinstance(node, Sequence) else [node]
         if not nodes:

@@ -25,7 +25,14 @@ _INTEGER: Final = re.compile(r"[-+]?(0|[1-9][0-9]{0,19})", re.ASCII)
 _HEX: Final = re.compile(r"0x[0-9a-fA-F]{1,16}", re.ASCII)
 _FLOAT: Final = re.compile(r"[-+]?(0|[1-9][0-9]{0,19})?\.[0-9]{1,20}", re.ASCII)
 _WORDS: Final = {"": None, "~": None, "null": None, "Null": None, "NULL": None}
-_WORDS_BOOL: Final = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_WORDS_BOOL: Final = {
+    "true": True,
+    "True": True,
+    "TRUE": True,
+    "false": False,
+    "False": False,
+    "FALSE": False,
+}
 
 
 @dataclass(slots=True)

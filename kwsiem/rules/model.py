@@ -253,7 +253,12 @@ def fingerprint(rule_id: str, events: tuple[str, ...], predicate: Expr, correlat
 
 
 _COMPARE_WORDS: Final = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
-_MATCH_WORDS: Final = {"equals": "is", "contains": "contains", "startswith": "starts with", "endswith": "ends with"}
+_MATCH_WORDS: Final = {
+    "equals": "is",
+    "contains": "contains",
+    "startswith": "starts with",
+    "endswith": "ends with",
+}
 
 
 def describe(expr: Expr) -> str:

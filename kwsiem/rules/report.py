@@ -56,9 +56,7 @@ class Report:
             self.add(mapping.keys[name], path, f"at most {limit} characters, got {len(value)}")
         return value.strip()[:limit]
 
-    def integer(
-        self, mapping: Mapping, name: str, path: str, low: int, high: int, default: int
-    ) -> int:
+    def integer(self, mapping: Mapping, name: str, path: str, low: int, high: int, default: int) -> int:
         """The whole number under a key, within its bounds."""
         node = mapping.items.get(name)
         if node is None:

@@ -1,0 +1,56 @@
+# Everything a developer or an operator does here. `make run` and `make test` each work as the first and only
+# command on a fresh Debian or Ubuntu.
+SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-test run demo test unit live lint format bench lock clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup:
+	@packaging/setup.sh
+
+setup-test:
+	@packaging/setup.sh --test
+
+run: setup  ## set up this host and run the appliance in the foreground
+	$(SUDO) $(BIN)/kwsiem run
+
+demo: setup-test  ## run the appliance, attack it with real nmap and hydra, show the alerts, stop
+	$(SUDO) packaging/demo.sh
+
+test: setup-test lint  ## set up this host and run all tests (root: real kernel, real peers)
+	$(SUDO) $(BIN)/python -m pytest $(TESTS)
+
+unit:  ## the unit tests alone
+	$(BIN)/python -m pytest tests/unit
+
+live:  ## the live tests alone
+	$(SUDO) $(BIN)/python -m pytest tests/live
+
+lint:  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format:  ## let ruff write the layout
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup-test  ## the benchmarks; figures, never pass or fail
+	$(BIN)/python bench/engine.py
+	$(SUDO) $(BIN)/python bench/outbox.py
+	$(SUDO) $(BIN)/python bench/live.py
+
+lock:  ## pin the dependencies anew (needs uv)
+	uv pip compile --universal --python-version 3.10 --generate-hashes --no-annotate --quiet \
+	    --custom-compile-command "make lock" \
+	    pyproject.toml packaging/build.in -o packaging/requirements.lock
+	uv pip compile --universal --python-version 3.10 --generate-hashes --no-annotate --quiet --extra test \
+	    --custom-compile-command "make lock" \
+	    pyproject.toml packaging/build.in -o packaging/requirements-test.lock
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,209 @@
+"""A real attack becomes a real alert; real work becomes none."""
+
+import http.server
+import json
+import shutil
+import socketserver
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from appliance import RunningAppliance, listen
+from lab import Lab, wait_until
+
+pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
+
+ATTACKERS = ("nmap1", "nmap2", "nmap3", "nmap4", "nmap5", "nmap6", "hydra1", "friend")
+
+
+@pytest.fixture(scope="module")
+def lab():
+    with Lab("host", *ATTACKERS) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def host(lab, tmp_path_factory):
+    """One appliance for all tests of this module; each attacks from a namespace of its own."""
+    with RunningAppliance(lab, tmp_path_factory.mktemp("appliance")) as appliance:
+        yield appliance
+
+
+def nmap(lab: Lab, attacker: str, target: str, *options: str) -> None:
+    lab.run(attacker, ["nmap", "-n", "-Pn", "--max-retries", "1", *options, target], timeout=90)
+
+
+def peer(lab: Lab, attacker: str) -> str:
+    """The host's address on the link to an attacker."""
+    return (
+        lab.run(attacker, ["ip", "-4", "-o", "addr", "show", "dev", "eth0"])
+        .stdout.split()[3]
+        .replace(".2/24", ".1")
+    )
+
+
+def own(lab: Lab, attacker: str) -> str:
+    return lab.ip4(attacker)
+
+
+@pytest.mark.parametrize(
+    ("attacker", "option", "rule"),
+    [
+        ("nmap1", "-sS", "tcp-port-scan"),
+        ("nmap2", "-sT", "tcp-port-scan"),
+        ("nmap3", "-sF", "tcp-stealth-scan-fin"),
+        ("nmap4", "-sN", "tcp-stealth-scan-null"),
+        ("nmap5", "-sX", "tcp-stealth-scan-xmas"),
+    ],
+)
+def test_each_nmap_scan_is_one_alert_that_names_its_source(lab, host, attacker, option, rule):
+    nmap(lab, attacker, peer(lab, attacker), option, "-p", "1-60")
+    alert = host.wait_alert(rule)
+    assert alert["source"]["ip"] == own(lab, attacker)
+    assert alert["destination"]["ip"] == peer(lab, attacker)
+    assert alert["event"]["kind"] == "alert"
+    assert len([a for a in host.alerts(rule) if a["source"]["ip"] == own(lab, attacker)]) == 1
+
+
+def test_a_scan_over_ipv6_is_an_alert(lab, host):
+    target = lab.ip6("nmap6").removesuffix("2") + "1"
+    nmap(lab, "nmap6", target, "-6", "-sS", "-p", "1-60")
+    wait_until(
+        lambda: any(a["source"]["ip"] == lab.ip6("nmap6") for a in host.alerts("tcp-port-scan")),
+        15,
+        "alert of the IPv6 scan",
+    )
+
+
+@pytest.fixture
+def sshd(lab, tmp_path):
+    """A real sshd with PAM in the host's namespace."""
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    user_key = tmp_path / "user_key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", user_key], check=True)
+    authorized = tmp_path / "authorized"
+    authorized.write_text(Path(f"{user_key}.pub").read_text())
+    config = tmp_path / "sshd_config"
+    config.write_text(
+        f"Port 22\nHostKey {key}\nPidFile none\nUsePAM yes\nPasswordAuthentication yes\nUseDNS no\n"
+        f"KbdInteractiveAuthentication no\nPermitRootLogin yes\nStrictModes no\nMaxStartups 100\n"
+        f"AuthorizedKeysFile {authorized}\n"
+    )
+    Path("/run/sshd").mkdir(exist_ok=True)
+    child = lab.popen("host", ["/usr/sbin/sshd", "-D", "-e", "-f", str(config)], stderr=subprocess.DEVNULL)
+    wait_until(lambda: "LISTEN" in lab.run("host", ["ss", "-Hltn", "sport = :22"]).stdout, 10, "sshd listens")
+    yield user_key
+    lab.stop(child)
+
+
+def test_hydra_against_sshd_is_a_brute_force_alert(lab, host, sshd, tmp_path):
+    words = tmp_path / "words"
+    words.write_text("".join(f"wrong{n}\n" for n in range(8)))
+    argv = ["hydra", "-I", "-t", "4", "-l", "root", "-P", str(words), f"ssh://{peer(lab, 'hydra1')}"]
+    lab.run("hydra1", argv, check=False, timeout=90, cwd=tmp_path)
+    alert = host.wait_alert("ssh-brute-force", timeout=30)
+    assert alert["source"]["ip"] == own(lab, "hydra1")
+    assert alert["user"]["name"] == "root"
+
+
+def test_hydra_with_many_users_is_a_password_spray(lab, host, sshd, tmp_path):
+    users = tmp_path / "users"
+    users.write_text("".join(f"user{n}\n" for n in range(7)))
+    argv = ["hydra", "-I", "-t", "4", "-L", str(users), "-p", "Winter2026", f"ssh://{peer(lab, 'hydra1')}"]
+    lab.run("hydra1", argv, check=False, timeout=90, cwd=tmp_path)
+    alert = host.wait_alert("password-spray", timeout=30)
+    assert alert["source"]["ip"] == own(lab, "hydra1")
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_daily_work_raises_nothing(lab, host, sshd, tmp_path):
+    """20 logins with ssh, 500 HTTP requests, and a burst of outbound connections such as apt makes."""
+    before = host.alerts(state=None)
+    target = peer(lab, "friend")
+    options = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
+    for _ in range(20):
+        done = lab.run("friend", ["ssh", *options, "-i", str(sshd), f"root@{target}", "echo", "hello"])
+        assert done.stdout == "hello\n"
+    with lab.inside("host"):
+        server = socketserver.ThreadingTCPServer(("0.0.0.0", 8080), Quiet)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    fetch = (
+        "import urllib.request\n"
+        f"for _ in range(500): urllib.request.urlopen('http://{target}:8080/').read()\n"
+    )
+    lab.run("friend", [sys.executable, "-c", fetch], timeout=90)
+    server.shutdown()
+    server.server_close()
+    ports = range(8001, 8041)
+    for _ in listen(lab, "friend", *ports):
+        burst = (
+            "import socket\nheld = [socket.create_connection((%r, port)) for port in %r for _ in range(3)]\n"
+        ) % (own(lab, "friend"), list(ports))
+        lab.run("host", [sys.executable, "-W", "ignore", "-c", burst])
+    wait_until(lambda: host.status()["engine"]["lines"]["net_tcp"]["received"] > 520, 15, "traffic was seen")
+    after = [a for a in host.alerts(state=None) if a not in before]
+    assert [
+        a["rule"]["id"] for a in after if a.get("source", {}).get("ip") in (own(lab, "friend"), target)
+    ] == []
+
+
+def test_hostile_names_forge_nothing(lab, host, tmp_path):
+    """A process whose name and arguments are JSON, and a user name that is, make events but no lines of theirs."""
+    forged = '"]}\n{"type": "value", "data": [1, "6.6.6.6", 1, "7.7.7.7", 22, 2, "eth0", 1]}\n{"a": ["'
+    before = host.status()["engine"]["lines"]
+    program = tmp_path / "x"
+    program.symlink_to(shutil.which("python3") or "/usr/bin/python3")
+    code = (
+        "import ctypes, socket, sys\n"
+        'ctypes.CDLL(None).prctl(15, b\'\\"]}\\n{\\"type\\": \\"\', 0, 0, 0)\n'
+        "s = socket.socket(); s.settimeout(1); s.connect_ex((sys.argv[1], 9))\n"
+    )
+    lab.run("friend", [str(program), "-c", code, peer(lab, "friend"), forged])
+    pam = (
+        "import ctypes, sys\n"
+        "pam = ctypes.CDLL('libpam.so.0'); h = ctypes.c_void_p()\n"
+        "CB = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)\n"
+        "class Conv(ctypes.Structure): _fields_ = [('f', CB), ('d', ctypes.c_void_p)]\n"
+        "conv = Conv(CB(lambda *_: 19), None)\n"
+        "assert pam.pam_start(b'other', sys.argv[1].encode(), ctypes.byref(conv), ctypes.byref(h)) == 0\n"
+        "assert pam.pam_authenticate(h, 0) != 0\n"
+    )
+    lab.run("host", [sys.executable, "-c", pam, forged[:60]], timeout=30)
+    wait_until(
+        lambda: host.status()["engine"]["lines"]["auth_pam"]["received"] > before["auth_pam"]["received"] + 2,
+        15,
+        "the attempt was seen",
+    )
+    after = host.status()["engine"]["lines"]
+    assert after["net_tcp"]["rejected"] == before["net_tcp"]["rejected"]
+    assert after["auth_pam"]["rejected"] == before["auth_pam"]["rejected"]
+    assert "6.6.6.6" not in (host.state / "alerts.jsonl").read_text()
+    recorded = [
+        line for line in host.recording.read_text().splitlines() if "auth" in line or '"other"' in line
+    ]
+    assert recorded
+    for line in recorded:
+        json.loads(line)
+
+
+def test_replay_of_the_recording_prints_the_alerts_of_the_live_run(lab, host):
+    """Last in this module: the recording holds everything above."""
+    wait_until(lambda: host.recording.stat().st_size > 0, 5)
+    done = lab.run(
+        "host",
+        [sys.executable, "-I", "-m", "kwsiem", "replay", "--format", "ecs", "--rules", str(host.rules)]
+        + ["--probes", str(host.probes), str(host.recording)],
+        check=False,
+    )
+    replayed = {a["event"]["id"]: a for a in map(json.loads, done.stdout.splitlines())}
+    live = {a["event"]["id"]: a for a in host.alerts() if not a["rule"]["id"].startswith(("probe", "rules"))}
+    assert len(live) >= 8
+    opened = {i: a for i, a in replayed.items() if a["kwsiem"]["alert"]["state"] == "open"}
+    assert opened == live

@@ -1,0 +1,136 @@
+"""Editing rules.yaml on a live system changes the next decision; a bad file changes nothing."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from appliance import RunningAppliance
+from lab import Lab, wait_until
+
+pytestmark = [pytest.mark.live, pytest.mark.timeout(180)]
+
+RULES = """version: 1
+rules:
+  - id: scan
+    title: Scan
+    level: high
+    event: tcp.syn
+    detection: {any: {destination.port|gt: 0}, condition: any}
+    correlation:
+      type: value_count
+      field: destination.port
+      group-by: [source.ip]
+      timespan: 3s
+      condition: {gte: THRESHOLD}
+  - id: rules-reload-failed
+    title: Rules were not taken
+    level: medium
+    event: rules.reload
+    detection: {failed: {event.outcome: failure}, condition: failed}
+"""
+
+
+@pytest.fixture(scope="module")
+def lab():
+    with Lab("host", "peer") as lab:
+        yield lab
+
+
+def knock(lab: Lab, source: str, ports) -> None:
+    lab.address("peer", lab.end("peer").device, f"{source}/24")
+    with lab.inside("peer"):
+        for port in ports:
+            with socket.socket() as sock:
+                sock.bind((source, 0))
+                sock.settimeout(0.5)
+                sock.connect_ex((lab.ip4("host"), port))
+
+
+def sources(appliance: RunningAppliance) -> set[str]:
+    return {a["source"]["ip"] for a in appliance.alerts("scan")}
+
+
+def in_place(path: Path, text: str) -> None:
+    with path.open("r+") as file:
+        file.truncate()
+        file.write(text)
+
+
+def rename_over(path: Path, text: str) -> None:
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.rename(path)
+
+
+def symlink_swap(path: Path, text: str) -> None:
+    """As configuration tools do: the file is reached through a link to a folder that is swapped."""
+    folder = path.parent / f"version-{len(list(path.parent.glob('version-*')))}"
+    folder.mkdir()
+    (folder / "rules.yaml").write_text(text)
+    link = path.parent / "current"
+    new = path.parent / "current.new"
+    new.symlink_to(folder)
+    os.replace(new, link)
+    if not path.is_symlink():
+        path.unlink()
+        path.symlink_to(link / "rules.yaml")
+
+
+@pytest.mark.parametrize("edit", [in_place, rename_over, symlink_swap])
+def test_an_edited_threshold_changes_the_next_decision(lab, tmp_path, edit):
+    five, three = RULES.replace("THRESHOLD", "5"), RULES.replace("THRESHOLD", "3")
+    appliance = RunningAppliance(lab, tmp_path, rules=five)
+    edit(appliance.rules, five)
+    with appliance:
+        engine = appliance.pid("engine")
+        knock(lab, "198.51.100.51", range(20, 24))
+        knock(lab, "198.51.100.52", range(20, 25))
+        wait_until(lambda: sources(appliance) == {"198.51.100.52"}, 10)
+        loaded = appliance.status()["rules"]["loaded_sha256"]
+        edit(appliance.rules, three)
+        wait_until(lambda: appliance.status()["rules"]["loaded_sha256"] != loaded, 15, "rules loaded anew")
+        knock(lab, "198.51.100.53", range(20, 22))
+        knock(lab, "198.51.100.54", range(20, 23))
+        wait_until(lambda: sources(appliance) == {"198.51.100.52", "198.51.100.54"}, 10)
+        assert appliance.pid("engine") == engine
+
+
+@pytest.mark.parametrize(
+    "bad", ["rules: [\n", "", "version: 1\nrules:\n  - {id: x, titel: y}\n", RULES.replace("THRESHOLD", "0")]
+)
+def test_a_bad_file_keeps_the_old_rules_and_says_so(lab, tmp_path, bad):
+    appliance = RunningAppliance(lab, tmp_path, rules=RULES.replace("THRESHOLD", "5"))
+    with appliance:
+        rename_over(appliance.rules, bad)
+        wait_until(lambda: appliance.status()["rules"]["stale"], 15, "stale rules")
+        status = appliance.status()["rules"]
+        assert status["rules"] == 2
+        assert str(appliance.rules) in status["problems"][0]
+        appliance.wait_alert("rules-reload-failed")
+        source = f"198.51.100.{60 + len(bad) % 50}"
+        knock(lab, source, range(20, 25))
+        wait_until(lambda: source in sources(appliance), 10, "the old rules still decide")
+        rename_over(appliance.rules, RULES.replace("THRESHOLD", "4"))
+        wait_until(lambda: not appliance.status()["rules"]["stale"], 15, "mended")
+        assert len(appliance.alerts("rules-reload-failed")) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "cannot be read"),
+        ("", "empty"),
+        ("rules: [\n", ":2:1"),
+        ("version: 1\nrules:\n  - {id: x, titel: y}\n", "titel"),
+    ],
+)
+def test_bad_rules_at_start_end_with_78_file_line_and_reason(lab, tmp_path, content, says):
+    appliance = RunningAppliance(lab, tmp_path, rules=content or "")
+    if content is None:
+        appliance.rules.unlink()
+    done = lab.run("host", appliance.argv, check=False)
+    assert done.returncode == 78
+    assert str(appliance.rules) in done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr

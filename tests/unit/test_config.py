@@ -1,0 +1,86 @@
+"""Settings: defaults for everything, every error at once, each with its place."""
+
+from pathlib import Path
+
+import pytest
+
+from kwsiem.config import Settings, load_settings, parse_settings, resolve
+from kwsiem.errors import ConfigError
+
+
+def test_everything_has_a_default(monkeypatch, tmp_path):
+    monkeypatch.setattr("kwsiem.config.CONFIG_PATH", tmp_path / "absent.yaml")
+    monkeypatch.delenv("KWSIEM_CONFIG", raising=False)
+    settings = load_settings()
+    assert [output.type for output in settings.outputs] == ["console", "file"]
+    assert settings.outputs[1].path == "/var/lib/kwsiem/alerts.jsonl"
+    assert Path(settings.rules).name == "rules.yaml"
+    assert settings.host
+
+
+def test_a_named_file_must_exist(tmp_path):
+    with pytest.raises(ConfigError, match="no such settings file"):
+        load_settings(tmp_path / "absent.yaml")
+
+
+def test_the_environment_names_the_file(monkeypatch, tmp_path):
+    path = tmp_path / "k.yaml"
+    path.write_text("host: from-environment\n")
+    monkeypatch.setenv("KWSIEM_CONFIG", str(path))
+    assert load_settings().host == "from-environment"
+
+
+def test_outputs_are_read():
+    text = b"outputs:\n  - {name: siem, type: syslog, transport: tcp, host: 192.0.2.5, port: 6514, format: ecs}\n"
+    (output,) = parse_settings("k.yaml", text).outputs
+    assert (output.transport, output.host, output.port, output.format) == ("tcp", "192.0.2.5", 6514, "ecs")
+
+
+def test_all_errors_are_told_at_once_with_line_key_value_and_what_was_expected():
+    text = b"""hots: web1
+log_level: loud
+outputs:
+  - {name: a, type: syslg}
+  - {name: a, type: console, colour: red}
+  - {type: console}
+  - {name: b, type: syslog, port: 99999}
+"""
+    with pytest.raises(ConfigError) as error:
+        parse_settings("k.yaml", text)
+    lines = str(error.value).split("\n")
+    assert lines[0] == "k.yaml:1:1: hots: unknown key, did you mean 'host'?"
+    assert lines[1].startswith("k.yaml:2:1: log_level: ")
+    assert "'loud'" in lines[1]
+    assert "'debug'" in lines[1]
+    assert lines[2].startswith("k.yaml:4:15: outputs.0.type: ")
+    assert lines[3].startswith("k.yaml:5:30: outputs.1.colour: unknown key")
+    assert "key 'name' is missing" in lines[4]
+    assert lines[5].startswith("k.yaml:7:29: outputs.3.port: must be 1 to 65535, got 99999")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"host: a\nhost: b\n", "k.yaml:2:1: key 'host' stands twice, first in line 1"),
+        (b"a: &x [1]\nb: *x\n", "aliases"),
+        (b"\thost: a\n", "never with tabs"),
+        (b"", "the file is empty"),
+        (b"- a\n", "expected a mapping"),
+        (b"host: [\n", "k.yaml:2"),
+        (b"\xff\xfe\xff", "k.yaml:1:1"),
+    ],
+)
+def test_what_is_no_settings_file_is_told_plainly(text, says):
+    with pytest.raises(ConfigError) as error:
+        parse_settings("k.yaml", text)
+    assert says in str(error.value)
+
+
+def test_two_outputs_cannot_have_one_name():
+    with pytest.raises(ConfigError, match="'x' stands twice"):
+        parse_settings("k.yaml", b"outputs: [{name: x, type: console}, {name: x, type: file}]")
+
+
+def test_the_file_output_goes_to_the_state_folder():
+    settings = resolve(Settings(state_dir="/srv/state"))
+    assert settings.outputs[1].path == "/srv/state/alerts.jsonl"
