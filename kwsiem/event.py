@@ -46,6 +46,10 @@ HEARTBEAT_NUMBER: Final = 0
 HEARTBEAT_KIND: Final = "sensor.heartbeat"
 
 
+def _attribute(name: str) -> str:
+    return name.replace(".", "_").replace("-", "_").replace("@", "")
+
+
 class Field(msgspec.Struct, frozen=True):
     """One field of an event kind.
 
@@ -60,7 +64,7 @@ class Field(msgspec.Struct, frozen=True):
     @property
     def attribute(self) -> str:
         """The name of the field on the event object: ``destination.port`` is ``destination_port``."""
-        return self.name.replace(".", "_").replace("-", "_").replace("@", "")
+        return _attribute(self.name)
 
 
 class EventKind(msgspec.Struct, frozen=True):
@@ -144,6 +148,7 @@ class Event(msgspec.Struct, array_like=True, gc=False, forbid_unknown_fields=Tru
     if TYPE_CHECKING:
         KIND: ClassVar[EventKind]
         NUMBER: ClassVar[int]
+        ACCESSORS: ClassVar[tuple[tuple[str, str, Callable[[str], Any] | None], ...]]
         ts_ns: int
 
 
@@ -163,23 +168,36 @@ def event_class(kind: EventKind, number: int) -> type[Event]:
         array_like=True,
         gc=False,
         forbid_unknown_fields=True,
-        namespace={"KIND": kind, "NUMBER": number, "__doc__": kind.description},
+        namespace={
+            "KIND": kind,
+            "NUMBER": number,
+            "ACCESSORS": _accessors(kind),
+            "__doc__": kind.description,
+        },
     )
     return cast(type[Event], made)
 
 
-def value_of(event: Event, field: Field) -> Any:
-    """The value of one field of an event, derived fields included; None when it is not known."""
-    if field.derived_from:
-        source = field.derived_from.replace(".", "_")
-        return DERIVED_FIELDS[field.name][2](getattr(event, source))
-    return getattr(event, field.attribute)
-
-
-def event_fields(event: Event, kind: EventKind) -> dict[str, Any]:
+def event_fields(event: Event) -> dict[str, Any]:
     """All known fields of an event by ECS name; empty text and unknown values are left out."""
-    found = ((field.name, value_of(event, field)) for field in kind.fields)
-    return {name: value for name, value in found if value is not None and value != ""}
+    found: dict[str, Any] = {}
+    for name, attribute, derive in event.ACCESSORS:
+        value = getattr(event, attribute)
+        if derive is not None:
+            value = derive(value)
+        if value is not None and value != "":
+            found[name] = value
+    return found
+
+
+def _accessors(kind: EventKind) -> tuple[tuple[str, str, Callable[[str], Any] | None], ...]:
+    """For each field its name, the attribute that holds it, and what derives it from that."""
+    return tuple(
+        (f.name, _attribute(f.derived_from), DERIVED_FIELDS[f.name][2])
+        if f.derived_from
+        else (f.name, f.attribute, None)
+        for f in kind.fields
+    )
 
 
 def event_from_fields(cls: type[Event], kind: EventKind, values: Mapping[str, Any], ts_ns: int) -> Event:

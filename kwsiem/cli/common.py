@@ -15,7 +15,8 @@ from kwsiem.config import OutputSettings, Settings, load_settings, resolve
 from kwsiem.errors import ConfigError, RuleFileError
 from kwsiem.rules.load import load_rules
 from kwsiem.rules.model import RuleSet
-from kwsiem.rules.watch import Source, read_rule_file
+from kwsiem.rules.source import Source
+from kwsiem.rules.watch import read_rule_file
 from kwsiem.sensor.catalog import Catalog, read_catalog
 
 FORMAT_NAMES: Final = ("ecs", "json", "cef", "text")

@@ -121,6 +121,14 @@ def _syntax_problem(name: str, data: bytes, error: yaml.YAMLError) -> Problem:
     return Problem(name, line, column, "", f"not valid YAML: {said}")
 
 
+@dataclass(slots=True)
+class _Open:
+    """A list or mapping that is being read, and the key that waits for its value."""
+
+    node: Sequence | Mapping
+    key: Scalar | None = None
+
+
 class _Reader:
     """Builds the tree from parser events, iteratively."""
 
@@ -138,7 +146,7 @@ class _Reader:
     def read(self, events: Iterator[Any]) -> Node | None:
         """The root node. Raises _Stop after a problem that makes going on pointless."""
         root: Node | None = None
-        stack: list[tuple[Sequence | Mapping, Scalar | None]] = []
+        stack: list[_Open] = []
         documents = 0
         for event in events:
             if isinstance(event, yaml.DocumentStartEvent):
@@ -147,15 +155,15 @@ class _Reader:
                     self._refuse(event, "one document a file, remove the line '---'")
                     raise _Stop
             elif isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
-                node, key = stack.pop()
-                root = self._place(stack, node, key, root)
+                done = stack.pop()
+                root = self._place(stack, done.node, root)
             elif isinstance(event, yaml.NodeEvent):
                 root = self._node(event, stack, root)
         if root is None:
             self.problems.append(Problem(self.name, 1, 1, "", "the file is empty"))
         return root
 
-    def _node(self, event: Any, stack: list[Any], root: Node | None) -> Node | None:
+    def _node(self, event: Any, stack: list[_Open], root: Node | None) -> Node | None:
         """Take the start of a node (or a scalar) at the top of the stack."""
         line, column = event.start_mark.line + 1, event.start_mark.column + 1
         self._nodes += 1
@@ -169,38 +177,32 @@ class _Reader:
             self._refuse(event, f"tags are not used in rule files, got {event.tag!r}")
         if isinstance(event, yaml.ScalarEvent):
             value = _scalar(event.value) if event.implicit[0] else event.value
-            return self._place(stack, Scalar(value, line, column), None, root)
+            return self._place(stack, Scalar(value, line, column), root)
         if len(stack) >= MAX_DEPTH:
             self._refuse(event, f"nested deeper than {MAX_DEPTH} levels")
             raise _Stop
+        if stack and isinstance(stack[-1].node, Mapping) and stack[-1].key is None:
+            self._refuse(event, "the name of a key is text, not a list or mapping")
+            raise _Stop
         made = Sequence(line, column) if isinstance(event, yaml.SequenceStartEvent) else Mapping(line, column)
-        key = None
-        if stack and isinstance(stack[-1][0], Mapping):
-            key = stack[-1][1]
-            if key is None:
-                self._refuse(event, "the name of a key is text, not a list or mapping")
-                raise _Stop
-            stack[-1] = (stack[-1][0], None)
-        stack.append((made, key))
+        stack.append(_Open(made))
         return root
 
-    def _place(self, stack: list[Any], node: Node, key: Scalar | None, root: Node | None) -> Node | None:
-        """Put a finished node into its parent; the first scalar in a mapping is the key of the next."""
+    def _place(self, stack: list[_Open], node: Node, root: Node | None) -> Node | None:
+        """Put a finished node into its parent; in a mapping every other node is the key of the next."""
         if not stack:
             return node
-        parent, waiting = stack[-1]
+        parent = stack[-1].node
         if isinstance(parent, Sequence):
             parent.items.append(node)
             return root
-        if key is None and waiting is None:
+        key = stack[-1].key
+        if key is None:
             assert isinstance(node, Scalar)
             name = node.value if isinstance(node.value, str) else _key_text(node.value)
-            stack[-1] = (parent, Scalar(name, node.line, node.column))
+            stack[-1].key = Scalar(name, node.line, node.column)
             return root
-        if key is None:
-            key = waiting
-            stack[-1] = (parent, None)
-        assert key is not None
+        stack[-1].key = None
         if key.value in parent.items:
             first = parent.keys[key.value]
             message = f"key {key.value!r} stands twice, first in line {first.line}"

@@ -39,45 +39,45 @@ class _Node(msgspec.Struct, frozen=True, tag_field="is", forbid_unknown_fields=T
     pass
 
 
-class And(_Node, tag="and"):
+class And(_Node, frozen=True, tag="and"):
     """All of them."""
 
     items: tuple[Expr, ...]
 
 
-class Or(_Node, tag="or"):
+class Or(_Node, frozen=True, tag="or"):
     """At least one of them."""
 
     items: tuple[Expr, ...]
 
 
-class Not(_Node, tag="not"):
+class Not(_Node, frozen=True, tag="not"):
     """The opposite; unknown stays unknown."""
 
     item: Expr
 
 
-class Constant(_Node, tag="constant"):
+class Constant(_Node, frozen=True, tag="constant"):
     """Always or never: what a test of an empty list comes down to."""
 
     value: bool
 
 
-class Number(_Node, tag="number"):
+class Number(_Node, frozen=True, tag="number"):
     """An integer field equals one of the values."""
 
     field: FieldName
     values: tuple[int, ...]
 
 
-class Truth(_Node, tag="truth"):
+class Truth(_Node, frozen=True, tag="truth"):
     """A yes-or-no field has this value."""
 
     field: FieldName
     value: bool
 
 
-class Compare(_Node, tag="compare"):
+class Compare(_Node, frozen=True, tag="compare"):
     """An integer field compared with a number."""
 
     field: FieldName
@@ -85,7 +85,7 @@ class Compare(_Node, tag="compare"):
     value: int
 
 
-class Text(_Node, tag="text"):
+class Text(_Node, frozen=True, tag="text"):
     """A text or address field matches one of the values; lower case is stored when case does not matter."""
 
     field: FieldName
@@ -94,28 +94,28 @@ class Text(_Node, tag="text"):
     cased: bool = False
 
 
-class Regex(_Node, tag="regex"):
+class Regex(_Node, frozen=True, tag="regex"):
     """A regular expression (re2 syntax, flags inline) is found in a text field."""
 
     field: FieldName
     pattern: ShortText
 
 
-class Cidr(_Node, tag="cidr"):
+class Cidr(_Node, frozen=True, tag="cidr"):
     """An address field lies in one of the networks."""
 
     field: FieldName
     networks: tuple[ShortText, ...]
 
 
-class Exists(_Node, tag="exists"):
+class Exists(_Node, frozen=True, tag="exists"):
     """A field is known and not empty (or is not)."""
 
     field: FieldName
     present: bool = True
 
 
-class Keyword(_Node, tag="keyword"):
+class Keyword(_Node, frozen=True, tag="keyword"):
     """A regular expression is found in any of the event's text fields (Sigma's keywords)."""
 
     pattern: ShortText

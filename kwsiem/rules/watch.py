@@ -22,6 +22,7 @@ import msgspec
 from kwsiem import clock
 from kwsiem.errors import ConfigError
 from kwsiem.event import EventKind
+from kwsiem.rules.source import Source
 from kwsiem.watch import SETTLE_S, Signature, signature
 
 MAX_FILE_BYTES: Final = 16 * 2**20
@@ -29,13 +30,6 @@ LOAD_TIMEOUT_S: Final = 60.0
 #: A file that does not load is read once more after this before anyone is told: perhaps it was half written.
 SECOND_LOOK_S: Final = 0.5
 _LOADED: Final = 0
-
-
-class Source(msgspec.Struct, frozen=True):
-    """One rule file as it was read."""
-
-    name: str
-    data: bytes
 
 
 class LoadRequest(msgspec.Struct):

@@ -1,0 +1,146 @@
+"""Incidents: a met condition opens one, growth updates it, quiet closes it; nothing in it is uncounted.
+
+While an incident is open, further matches of its key only count: they open no second one. It is updated
+when its count has grown tenfold, and closes with its totals after ``suppress_ns`` without a match.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable
+from typing import Any, Final
+
+from kwsiem.alert import MAX_EVIDENCE_EVENTS, Alert
+from kwsiem.event import Event, event_fields
+from kwsiem.rules.model import Rule
+
+#: Events of one probe may arrive this much out of order; an incident is not closed earlier than that.
+LATENESS_NS: Final = 2_000_000_000
+MAX_VALUES: Final = 50
+GROWTH: Final = 10
+
+Key = Hashable
+Raise = Callable[[Alert], None]
+
+
+class Incident:
+    """One open incident: what has happened since its condition was met."""
+
+    __slots__ = (
+        "closed",
+        "count",
+        "first_ns",
+        "last_ns",
+        "latest",
+        "next_count",
+        "opened",
+        "reason",
+        "values",
+    )
+
+    def __init__(self, opened: Event, first_ns: int, count: int, reason: str, values: list[Any]) -> None:
+        self.opened = opened
+        self.first_ns = first_ns
+        self.last_ns = opened.ts_ns
+        self.closed = False
+        self.count = count
+        self.next_count = count * GROWTH
+        self.reason = reason
+        self.values: dict[Any, None] = dict.fromkeys(values[:MAX_VALUES])
+        self.latest: deque[Event] = deque(maxlen=MAX_EVIDENCE_EVENTS - 1)
+
+    def add_value(self, value: Any) -> None:
+        """A value of a value_count rule; the first MAX_VALUES are kept."""
+        if len(self.values) < MAX_VALUES:
+            self.values[value] = None
+
+
+class Incidents:
+    """The open incidents of one rule by key; at most as many as the rule has keys in its windows."""
+
+    def __init__(self, rule: Rule, emit: Raise) -> None:
+        self.rule = rule
+        self.open: dict[Key, Incident] = {}
+        self.alerts = 0
+        self.offset_ns = 0
+        self.host = ""
+        self._emit = emit
+
+    def begin(
+        self, key: Key, event: Event, first_ns: int, count: int, reason: str, values: list[Any] | None = None
+    ) -> Incident | None:
+        """The condition is met: open an incident and say so; without a quiet time it is said and over."""
+        incident = Incident(event, first_ns, count, reason, values or [])
+        if self.rule.suppress_ns:
+            self.open[key] = incident
+        self._say(incident, key, "open", event.ts_ns)
+        return incident if self.rule.suppress_ns else None
+
+    def continues(self, key: Key, incident: Incident, event: Event) -> bool:
+        """Count an event in the open incident of its key; False when it comes too late for it.
+
+        An event after the quiet time closes the incident, whether or not :meth:`advance` came by before.
+        """
+        if incident.closed:
+            return False
+        ts_ns = event.ts_ns
+        if ts_ns > incident.last_ns:
+            if ts_ns - incident.last_ns > self.rule.suppress_ns:
+                self._close(key, incident)
+                return False
+            incident.last_ns = ts_ns
+        incident.count += 1
+        incident.latest.append(event)
+        if incident.count >= incident.next_count:
+            incident.next_count *= GROWTH
+            self._say(incident, key, "update", ts_ns)
+        return True
+
+    def advance(self, now_ns: int) -> None:
+        """Close what has been quiet long enough."""
+        horizon_ns = now_ns - self.rule.suppress_ns - LATENESS_NS
+        quiet = [(key, incident) for key, incident in self.open.items() if incident.last_ns < horizon_ns]
+        for key, incident in quiet:
+            self._close(key, incident)
+
+    def _close(self, key: Key, incident: Incident) -> None:
+        del self.open[key]
+        incident.closed = True
+        self._say(incident, key, "close", incident.last_ns + self.rule.suppress_ns)
+
+    def _say(self, incident: Incident, key: Key, state: str, ts_ns: int) -> None:
+        """Raise an alert; its times are those of events, so that a replay says the very same."""
+        rule = self.rule
+        opened = incident.opened
+        self.alerts += 1
+        alert = Alert(
+            rule_id=rule.id,
+            title=rule.title,
+            level=rule.level,
+            state=state,
+            identity=self._identity(key),
+            count=incident.count,
+            first_ns=incident.first_ns + self.offset_ns,
+            last_ns=incident.last_ns + self.offset_ns,
+            raised_ns=ts_ns + self.offset_ns,
+            opened_ts_ns=opened.ts_ns,
+            description=rule.description,
+            reason=incident.reason,
+            tags=list(rule.tags),
+            fields=event_fields(opened),
+            values=list(incident.values),
+            evidence=[_evidence(event) for event in (opened, *incident.latest)],
+            falsepositives=list(rule.falsepositives),
+            host=self.host,
+        )
+        self._emit(alert)
+
+    def _identity(self, key: Key) -> dict[str, Any]:
+        names = self.rule.correlation.group_by
+        if len(names) == 1:
+            return {names[0]: key}
+        return dict(zip(names, key, strict=True)) if isinstance(key, tuple) and names else {}
+
+
+def _evidence(event: Event) -> dict[str, Any]:
+    return {"kind": event.KIND.name, "ts_ns": event.ts_ns, **event_fields(event)}

@@ -1,0 +1,169 @@
+"""A rule's own tests: events in, the number of alerts out, through the real engine.
+
+::
+
+    tests:
+      - name: five ports in one second
+        events: [{kind: tcp.syn, source.ip: 198.51.100.7, destination.port: "20..24", every: 200ms}]
+        alerts: 1
+
+A range ``"20..24"`` stands for one event for each number; ``repeat: 5`` for five of each; ``every`` is the time from
+one event to the next (1 ms when absent). Entries follow one after the other. ``alerts`` counts incidents opened.
+This module is the one place of ``rules`` that knows the engine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping as MappingType
+from dataclasses import dataclass
+from typing import Any, Final
+
+from kwsiem.alert import Alert
+from kwsiem.correlate.engine import Engine
+from kwsiem.event import Event, EventKind, event_class, event_from_fields
+from kwsiem.rules.document import Mapping, Node, Scalar, Sequence, kind_of
+from kwsiem.rules.model import Rule, RuleSet
+from kwsiem.rules.report import Report, nearest
+
+MAX_TESTS: Final = 100
+#: Events of one test, ranges and repeats expanded.
+MAX_EVENTS: Final = 10_000
+DEFAULT_EVERY_NS: Final = 1_000_000
+#: Kernel time at which tests begin; any time will do.
+BEGIN_NS: Final = 10**15
+_RANGE: Final = re.compile(r"([0-9]{1,10})\.\.([0-9]{1,10})", re.ASCII)
+_OWN_KEYS: Final = ("kind", "every", "repeat")
+
+
+@dataclass(slots=True)
+class RuleTest:
+    """One test, expanded: its events in order and the number of alerts they must give."""
+
+    name: str
+    place: Mapping
+    events: list[Event]
+    alerts: int
+
+
+def read_tests(report: Report, item: Mapping, kinds: MappingType[str, EventKind]) -> list[RuleTest]:
+    """The tests of a rule; problems are noted."""
+    node = item.items.get("tests")
+    if node is None:
+        return []
+    if not isinstance(node, Sequence) or len(node.items) > MAX_TESTS:
+        report.add(item.keys["tests"], "tests", f"expected a list of at most {MAX_TESTS} tests")
+        return []
+    tests = []
+    for index, test in enumerate(node.items):
+        if isinstance(test, Mapping):
+            made = _Reader(report, kinds, f"tests.{index}").test(test)
+            if made:
+                tests.append(made)
+        else:
+            report.add(
+                test, f"tests.{index}", f"expected a test with name, events, alerts, got {kind_of(test)}"
+            )
+    return tests
+
+
+def run_tests(report: Report, rule: Rule, tests: list[RuleTest]) -> None:
+    """Run the tests; each that fails is a problem that says what was expected and what came."""
+    for test in tests:
+        alerts: list[Alert] = []
+        engine = Engine(alerts.append, host="test")
+        engine.set_rules(RuleSet(rules=(rule,)))
+        for cls in dict.fromkeys(map(type, test.events)):
+            engine.bind(cls)
+        engine.process(test.events)
+        opened = sum(alert.state == "open" for alert in alerts)
+        if opened != test.alerts:
+            message = f"test {test.name!r} failed: expected {test.alerts} alerts, got {opened}"
+            report.add(test.place, "tests", message)
+
+
+class _Reader:
+    """Reads one test."""
+
+    def __init__(self, report: Report, kinds: MappingType[str, EventKind], path: str) -> None:
+        self._report = report
+        self._kinds = kinds
+        self._path = path
+        self._classes: dict[str, type[Event]] = {}
+        self._now_ns = BEGIN_NS
+
+    def test(self, block: Mapping) -> RuleTest | None:
+        """The test with its events expanded, or None after a problem."""
+        before = len(self._report.problems)
+        self._report.check_keys(block, self._path, ("name", "events", "alerts"), ("name", "events", "alerts"))
+        name = self._report.text(block, "name", f"{self._path}.name", limit=256)
+        alerts = self._report.integer(block, "alerts", f"{self._path}.alerts", 0, MAX_EVENTS, 0)
+        events: list[Event] = []
+        node = block.items.get("events")
+        if isinstance(node, Sequence):
+            for item in node.items:
+                events += self._entry(item)
+        elif node is not None:
+            self._report.add(
+                block.keys["events"], f"{self._path}.events", f"expected a list, got {kind_of(node)}"
+            )
+        if len(events) > MAX_EVENTS:
+            self._report.add(block, f"{self._path}.events", f"at most {MAX_EVENTS} events, got {len(events)}")
+        if len(self._report.problems) > before:
+            return None
+        return RuleTest(name, block, events, alerts)
+
+    def _entry(self, item: Node) -> list[Event]:
+        path = f"{self._path}.events"
+        if not isinstance(item, Mapping):
+            self._report.add(
+                item, path, f"expected an event such as {{kind: tcp.syn, …}}, got {kind_of(item)}"
+            )
+            return []
+        kind = self._report.text(item, "kind", f"{path}.kind", limit=128)
+        if not kind:
+            self._report.add(item, path, "key 'kind' is missing") if "kind" not in item.items else None
+            return []
+        if not self._report.choice(kind, self._kinds, item.keys["kind"], f"{path}.kind", "event kind"):
+            return []
+        every_ns = self._report.duration(item, "every", f"{path}.every", DEFAULT_EVERY_NS)
+        repeat = self._report.integer(item, "repeat", f"{path}.repeat", 1, MAX_EVENTS, 1)
+        values = self._values(item, self._kinds[kind], path)
+        if values is None:
+            return []
+        cls = self._classes.setdefault(kind, event_class(self._kinds[kind], 0))
+        events = []
+        for row in [row for row in values for _ in range(repeat)][: MAX_EVENTS + 1]:
+            try:
+                events.append(event_from_fields(cls, cls.KIND, row, self._now_ns))
+            except ValueError as error:
+                self._report.add(item, path, str(error))
+                return []
+            self._now_ns += every_ns
+        return events
+
+    def _values(self, item: Mapping, kind: EventKind, path: str) -> list[dict[str, Any]] | None:
+        """One dictionary for each event of an entry: ranges expanded, at most one of them."""
+        plain: dict[str, Any] = {}
+        ranges: list[tuple[str, range]] = []
+        for name, node in item.items.items():
+            if name in _OWN_KEYS:
+                continue
+            value = node.value if isinstance(node, Scalar) else None
+            field = kind.field(name)
+            if field is None:
+                hint = nearest(name, [f.name for f in kind.fields])
+                self._report.add(item.keys[name], path, f"event kind {kind.name} has no field {name!r}{hint}")
+                return None
+            found = _RANGE.fullmatch(value) if isinstance(value, str) else None
+            if found and field.type not in ("str", "bytes", "ip"):
+                ranges.append((name, range(int(found[1]), int(found[2]) + 1)))
+            else:
+                plain[name] = value
+        if not ranges:
+            return [plain]
+        name, numbers = ranges[0]
+        if len(ranges) > 1 or not 0 < len(numbers) <= MAX_EVENTS:
+            self._report.add(item.keys[name], path, f"one range of 1 to {MAX_EVENTS} numbers for an event")
+            return None
+        return [{**plain, name: number} for number in numbers]
