@@ -37,7 +37,9 @@ def lines() -> bytes:
     for n in range(EVENTS):
         source = f"10.{choose.randrange(4)}.{choose.randrange(50)}.{choose.randrange(50)}"
         name = NAMES[n % 100]
-        data = f'[1,{8000 + n % 500},{n % 3},"{name}",{1 + n % 1000},"{source}",{381731022702 + n * 1_000_000}]'
+        data = (
+            f'[1,{8000 + n % 500},{n % 3},"{name}",{1 + n % 1000},"{source}",{381731022702 + n * 1_000_000}]'
+        )
         out.append(f'{{"type": "value", "data": {data}}}\n')
     return "".join(out).encode()
 

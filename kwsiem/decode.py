@@ -18,9 +18,11 @@ from kwsiem.messages import ProbeKinds
 #: A longer line is dropped and counted; the longest legal record is far below (a map of 4,096 keys: 90 kB).
 MAX_LINE_BYTES: Final = 256 * 1024
 
+#: Records that bpftrace writes by itself: at start, and every map at its end. They say nothing to us.
+_CONTROL_TYPES: Final = frozenset({"attached_probes", "map"})
 #: bpftrace's other record types: legal, but nothing that a probe of ours prints. Counted by type.
 _OTHER_TYPES: Final = frozenset(
-    {"attached_probes", "map", "hist", "stats", "helper_error", "printf", "time", "cat", "join", "syscall"}
+    {"hist", "stats", "helper_error", "printf", "time", "cat", "join", "syscall"}
     | {"errorf", "warnf", "runtime_error"}
 )
 #: bpftrace 0.24 to 0.27 writes the number in hexadecimal once it has written an escape: ``6007b``.
@@ -163,6 +165,10 @@ class LineDecoder:
             self._reject("not_json", line)
             return
         kind = record.get("type") if isinstance(record, dict) else None
+        if isinstance(kind, str) and kind in _CONTROL_TYPES:
+            self.received += 1
+            self.accepted += 1
+            return
         if kind == "value":
             reason = self._wrong_tuple(record.get("data"))
         elif isinstance(kind, str) and kind in _OTHER_TYPES:

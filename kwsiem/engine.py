@@ -159,9 +159,9 @@ class EngineProcess:
         """Take the first message, give up all rights, say that we are ready."""
         os.set_blocking(self.sensor.fileno(), True)
         received = self.sensor.receive()
-        if received is None or not isinstance(received[0], EngineStart):
+        start, fds = received or (None, [])
+        if not isinstance(start, EngineStart):
             raise LinkError("the sensor did not begin with engine_start")
-        start, fds = received
         os.set_blocking(self.sensor.fileno(), False)
         logs.setup("engine", start.log_level)
         rights.drop(start.user)

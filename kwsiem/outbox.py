@@ -52,7 +52,7 @@ CREATE TABLE IF NOT EXISTS dead_letters (
 );
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 INSERT OR IGNORE INTO counters VALUES ('head', 0), ('duplicates', 0);
-"""
+"""  # noqa: S608 - a number of ours
 
 Outcome = Literal["delivered", "dead", "filtered"]
 

@@ -26,8 +26,8 @@ BATCH_BYTES: Final = 64 * 1024
 class Replay:
     """One replay: feed it lines, it calls ``emit`` for each alert.
 
-    ``rejected`` counts what could not be used, by reason; ``events`` what went through the rules. ``probe`` is
-    whose lines bare bpftrace lines are.
+    ``rejected`` counts what could not be used, by reason; ``events`` what went through the rules.
+    ``probe`` is whose lines bare bpftrace lines are.
     """
 
     def __init__(

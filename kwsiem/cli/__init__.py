@@ -1,6 +1,7 @@
-"""The command line: one module for each group of commands; the only place that makes exit codes of errors.
+"""The command line: one module for each group of commands; here alone errors become exit codes.
 
-Exit codes: 0 good, 1 a check failed, 2 usage, 69 unavailable (not running, not root), 78 bad settings or rules.
+Exit codes: 0 good, 1 a check failed, 2 usage, 69 unavailable (not running, not root), 78 bad settings
+or rules.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="kwsiem",
         description="Kernel-level intrusion detection that feeds a SIEM.",
-        epilog="examples:\n  sudo kwsiem run\n  sudo kwsiem status\n  kwsiem check\n  kwsiem replay scan.jsonl",
+        epilog="examples:\n  sudo kwsiem run\n  sudo kwsiem status\n  kwsiem replay scan.jsonl",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"kwsiem {__version__}")

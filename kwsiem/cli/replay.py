@@ -11,7 +11,7 @@ from typing import IO
 
 import msgspec
 
-from kwsiem.alert import Alert, document
+from kwsiem.alert import Alert
 from kwsiem.cli.common import (
     FORMAT_NAMES,
     Subparsers,
@@ -21,6 +21,7 @@ from kwsiem.cli.common import (
     rules_of,
     settings_of,
 )
+from kwsiem.document import document
 from kwsiem.errors import EXIT_CHECK_FAILED, EXIT_GOOD, ConfigError, UnavailableError
 from kwsiem.formats import FORMATS
 from kwsiem.messages import ProbeKinds

@@ -67,7 +67,8 @@ def render(status: dict[str, Any]) -> str:
     rules = status["rules"]
     parts = [
         paint(f"kwsiem {status['version']}", "bold")
-        + f" on {status['host']}, pid {status['pid']}, since {status['since']}, bpftrace {status['bpftrace']}",
+        + f" on {status['host']}, pid {status['pid']}, since {status['since']},"
+        + f" bpftrace {status['bpftrace']}",
         "",
         _section(
             "PROBE", "STATE", "SINCE", "RESTARTS", "LINES", "REJECTED", "LOST", "WHY", rows=_probes(status)

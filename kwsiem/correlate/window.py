@@ -206,7 +206,7 @@ class ValueCount(Window):
             self._fire(key, event, seen)
 
     def _hit_late(self, key: Key, event: Event, value: Any, seen: dict[Any, int]) -> None:
-        """An event older than the newest of its key: it takes its place in time, and may complete a window."""
+        """An event older than the newest of its key takes its place in time, and may complete a window."""
         self.late += 1
         ts_ns = event.ts_ns
         if seen.get(value, -1) >= ts_ns:

@@ -77,8 +77,28 @@ TESTS: Final = PARTS | COMPARISONS | {"re", "cidr", "exists"}
 MODIFIERS: Final = TESTS | {"all", "cased", "expand"}
 #: Sigma's other modifiers: known words, refused with a sentence of their own.
 LATER: Final = frozenset(
-    "base64 base64offset day dotall fieldref hour i ignorecase m minute month multiline neq s utf16"
-    " utf16be week wide windash year".split()
+    [
+        "base64",
+        "base64offset",
+        "day",
+        "dotall",
+        "fieldref",
+        "hour",
+        "i",
+        "ignorecase",
+        "m",
+        "minute",
+        "month",
+        "multiline",
+        "neq",
+        "s",
+        "utf16",
+        "utf16be",
+        "week",
+        "wide",
+        "windash",
+        "year",
+    ]
 )
 MAX_CONDITION: Final = 4096
 MAX_PARENTHESES: Final = 16

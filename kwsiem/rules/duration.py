@@ -35,7 +35,7 @@ def parse_duration(text: object) -> int:
 
 
 def format_duration(duration_ns: int) -> str:
-    """The shortest exact form in one unit for whole milliseconds (``90s``, ``5m``), else ``1.234s`` rounded."""
+    """The shortest exact form in one unit (``90s``, ``5m``), else ``1.234s`` rounded."""
     for unit, size in UNITS_NS.items():
         if duration_ns >= size and duration_ns % size == 0:
             return f"{duration_ns // size}{unit}"

@@ -1,4 +1,4 @@
-"""Rule files become a :class:`~kwsiem.rules.model.RuleSet`, or the list of everything that is wrong in them."""
+"""Rule files become a :class:`~kwsiem.rules.model.RuleSet`, or the list of all that is wrong in them."""
 
 from __future__ import annotations
 
@@ -166,11 +166,11 @@ class _FileLoader:
         return rule
 
     def _event_kinds(self, item: Mapping) -> list[EventKind]:
-        found = []
-        for name in self.report.texts(item, "event", "event"):
-            if self.report.choice(name.value, self._kinds, name, "event", "event kind"):
-                found.append(self._kinds[name.value])
-        return found
+        return [
+            self._kinds[name.value]
+            for name in self.report.texts(item, "event", "event")
+            if self.report.choice(name.value, self._kinds, name, "event", "event kind")
+        ]
 
     def _matching(self, item: Mapping, kinds: list[EventKind]) -> tuple[Expr | None, Correlation | None]:
         """The predicate and the correlation of a rule."""

@@ -212,7 +212,7 @@ def decode_ruleset(data: bytes) -> RuleSet:
 def _problem(rule: Rule) -> str:
     """What the types cannot say about a rule, or an empty text."""
     correlation = rule.correlation
-    if correlation.type != "any" and not 0 < correlation.timespan_ns:
+    if correlation.type != "any" and not correlation.timespan_ns > 0:
         return "a correlation needs a timespan"
     if (correlation.type == "value_count") != bool(correlation.field):
         return "value_count, and nothing else, needs a field"

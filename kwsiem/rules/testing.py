@@ -7,9 +7,9 @@
         events: [{kind: tcp.syn, source.ip: 198.51.100.7, destination.port: "20..24", every: 200ms}]
         alerts: 1
 
-A range ``"20..24"`` stands for one event for each number; ``repeat: 5`` for five of each; ``every`` is the time from
-one event to the next (1 ms when absent). Entries follow one after the other. ``alerts`` counts incidents opened.
-This module is the one place of ``rules`` that knows the engine.
+A range ``"20..24"`` stands for one event for each number; ``repeat: 5`` for five of each; ``every`` is the
+time from one event to the next (1 ms when absent). Entries follow one after the other. ``alerts`` counts
+incidents opened. This module is the one place of ``rules`` that knows the engine.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ STAGES = {
     "sensor": set(),
     "decode": set(),
     "rules": {"correlate"},  # rules.testing runs a rule's own tests through the real engine
-    "correlate": {"rules.model"},
+    "correlate": {"rules.model", "rules.duration"},
     "formats": set(),
     "outbox": set(),
     "outputs": {"outbox"},

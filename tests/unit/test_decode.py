@@ -70,7 +70,6 @@ def test_heartbeats_are_taken_out_and_remembered():
         (line(1, None, 22, "nc", 5), "wrong_type"),
         (b'{"type": "value", "data": "text"}\n', "wrong_type"),
         (b'{"type": "value"}\n', "wrong_type"),
-        (b'{"type": "map", "data": {"@x": 1}}\n', "record_map"),
         (b'{"type": "printf", "data": "forged"}\n', "record_printf"),
         (b'{"type": "kwsiem", "data": 1}\n', "unknown_type"),
         (b"[1, 2]\n", "unknown_type"),
@@ -118,6 +117,17 @@ def test_losses_are_added_up_in_decimal_and_in_the_hexadecimal_of_0_24(text, cou
     assert decoder.feed(text + text) == []
     assert decoder.lost == 2 * count
     assert balanced(decoder)
+
+
+def test_what_bpftrace_writes_by_itself_is_accepted_and_no_event():
+    decoder = LineDecoder(KINDS)
+    assert (
+        decoder.feed(
+            b'{"type": "attached_probes", "data": {"probes": 3}}\n{"type": "map", "data": {"@x": 1}}\n'
+        )
+        == []
+    )
+    assert (decoder.accepted, decoder.rejected) == (2, {})
 
 
 def test_integers_may_come_as_text():

@@ -1,0 +1,325 @@
+"""The courier process: alerts from the engine to disk, and from disk to every output.
+
+Run by the sensor as ``python -I -m kwsiem.courier``; like the engine it takes its first message as root,
+gives up all rights, and then serves. One thread takes alerts and commits them in groups; each output has a
+thread of its own, so that a slow one holds up nobody.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import logging
+import os
+import selectors
+import signal
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from kwsiem import clock, logs, rights
+from kwsiem.alert import LEVELS
+from kwsiem.config import OutputSettings, Settings
+from kwsiem.document import document
+from kwsiem.errors import LinkError, OutputError
+from kwsiem.formats import FORMATS
+from kwsiem.formats.fit import fit
+from kwsiem.formats.syslog import (
+    MAX_STREAM_BYTES,
+    MAX_UDP_BYTES,
+    frame_newline,
+    frame_octets,
+    header,
+    local_header,
+)
+from kwsiem.link import Link
+from kwsiem.messages import (
+    AlertRaised,
+    AlertsDurable,
+    CourierStart,
+    EngineToCourier,
+    OwnEvent,
+    Ready,
+    Stats,
+    Stop,
+    ToCourier,
+)
+from kwsiem.outbox import Item, Outbox, Settled, Stored
+from kwsiem.outputs.base import Output
+from kwsiem.outputs.console import ConsoleOutput
+from kwsiem.outputs.file import FileOutput
+from kwsiem.outputs.syslog import DatagramOutput, TcpOutput
+from kwsiem.outputs.worker import Worker, WorkerThread
+
+GROUP_ALERTS: Final = 500
+TICK_S: Final = 0.2
+#: After a stop the outputs may go on for so long; what waits then is on disk.
+DRAIN_S: Final = 2.0
+#: The courier of before, whose sensor was killed, ends within this.
+LOCK_S: Final = 10.0
+LOCAL_SOCKET: Final = "/dev/log"
+
+log = logging.getLogger("kwsiem.courier")
+
+
+class _Source:
+    """The outbox as one output sees it."""
+
+    def __init__(self, outbox: Outbox, name: str) -> None:
+        self._outbox = outbox
+        self._name = name
+
+    def waiting(self, limit: int) -> Sequence[Stored]:
+        return self._outbox.waiting(self._name, limit)
+
+    def settle(
+        self, delivered: Sequence[int], filtered: Sequence[int], dead: Sequence[tuple[int, str]]
+    ) -> None:
+        settled = [Settled(seq, "delivered") for seq in delivered]
+        settled += [Settled(seq, "filtered") for seq in filtered]
+        settled += [Settled(seq, "dead", reason) for seq, reason in dead]
+        self._outbox.settle(self._name, sorted(settled, key=lambda item: item.seq))
+
+
+def make_output(settings: OutputSettings) -> Output:
+    """The output that the settings name."""
+    frame = frame_octets if settings.framing == "octet-counting" else frame_newline
+    if settings.type == "console":
+        return ConsoleOutput(1, settings.timeout_s)
+    if settings.type == "file":
+        return FileOutput(Path(settings.path), settings.max_bytes, settings.keep)
+    if settings.transport == "tcp":
+        return TcpOutput(settings.host, settings.port, settings.timeout_s, frame)
+    if settings.transport == "udp":
+        return DatagramOutput((settings.host, settings.port), settings.timeout_s, frame)
+    return DatagramOutput(settings.path or LOCAL_SOCKET, settings.timeout_s, frame)
+
+
+def make_renderer(settings: OutputSettings) -> Callable[[bytes], bytes]:
+    """From the stored document to the bytes that the output moves; raises OutputError when it cannot fit."""
+    default = {"console": "text", "file": "ecs", "syslog": "cef"}[settings.type]
+    render = FORMATS[settings.format or default]
+    if settings.type != "syslog":
+        return lambda data: render(msgspec.json.decode(data)).encode() + b"\n"
+    local = settings.transport == "unix" and (settings.path or LOCAL_SOCKET) == LOCAL_SOCKET
+    head = local_header if local else header
+    most = MAX_UDP_BYTES if settings.transport == "udp" else MAX_STREAM_BYTES
+    pid = os.getpid()
+
+    def syslog(data: bytes) -> bytes:
+        found: Mapping[str, Any] = msgspec.json.decode(data)
+        begin = head(found, settings.facility, settings.app_name, pid)
+        line = fit(render, found, most - len(begin))
+        if line is None:
+            raise OutputError(f"larger than {most} bytes in every form", retryable=False)
+        return begin.encode() + line.encode()
+
+    return syslog
+
+
+class CourierProcess:
+    """Everything the process holds, and its loop."""
+
+    def __init__(self, sensor: Link[ToCourier], alerts: Link[EngineToCourier]) -> None:
+        self.sensor = sensor
+        self.alerts = alerts
+        self.stopping = False
+        self.received = 0
+        self.bad_messages = 0
+        self.disk_error = ""
+        self._pending: list[AlertRaised] = []
+        self._states: deque[dict[str, Any]] = deque(maxlen=1000)
+        self._threads: list[WorkerThread] = []
+
+    def start(self) -> None:
+        """Take the first message, give up all rights, open the outbox, start the outputs."""
+        os.set_blocking(self.sensor.fileno(), True)
+        received = self.sensor.receive()
+        if received is None or not isinstance(received[0], CourierStart):
+            raise LinkError("the sensor did not begin with courier_start")
+        os.set_blocking(self.sensor.fileno(), False)
+        settings = msgspec.convert(received[0].settings, Settings)
+        logs.setup("courier", settings.log_level)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "stopping", True))
+        rights.drop(settings.user)
+        state = Path(settings.state_dir)
+        self._lock = _lock(state / "courier.lock")
+        self.outbox = Outbox(state / "kwsiem.db", [output.name for output in settings.outputs])
+        self._threads = [WorkerThread(self._worker(output)) for output in settings.outputs]
+        self.sensor.send(Ready(pid=os.getpid()))
+
+    def _worker(self, settings: OutputSettings) -> Worker:
+        def changed(state: str, previous: str, reason: str) -> None:
+            self._states.append(
+                {
+                    "output.name": settings.name,
+                    "output.state": state,
+                    "output.previous": previous,
+                    "event.reason": reason,
+                }
+            )
+
+        return Worker(
+            settings.name,
+            make_output(settings),
+            _Source(self.outbox, settings.name),
+            make_renderer(settings),
+            min_severity=LEVELS[settings.level],
+            on_state=changed,
+        )
+
+    def run(self) -> None:
+        """Serve until told to stop or until the sensor is gone."""
+        next_second_s = 0.0
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.sensor, selectors.EVENT_READ)
+            selector.register(self.alerts, selectors.EVENT_READ)
+            while not self.stopping and not self.sensor.closed:
+                selector.select(TICK_S)
+                if self.disk_error:
+                    clock.sleep_s(TICK_S)  # the alerts stay where they are: in the link, and with the engine
+                self._from_sensor()
+                self._take()
+                if clock.monotonic_s() >= next_second_s:
+                    next_second_s = clock.monotonic_s() + 1.0
+                    self._every_second()
+        self._drain()
+
+    def _from_sensor(self) -> None:
+        while (received := self._receive(self.sensor)) is not None:
+            if isinstance(received, Stop):
+                self.stopping = True
+
+    def _receive(self, link: Link[Any]) -> Any:
+        """The next good message of a link; a bad one is counted and passed over."""
+        for _ in range(1000):
+            try:
+                received = link.receive()
+            except LinkError as error:
+                self.bad_messages += 1
+                log.error("bad message", extra={"error": str(error)})
+                continue
+            if received is None:
+                return None
+            message, fds = received
+            for fd in fds:  # nobody sends us descriptors
+                os.close(fd)
+            return message
+        return None
+
+    def _take(self) -> bool:
+        """Take a group of alerts, bring it to disk, acknowledge it; False when there was none."""
+        while len(self._pending) < GROUP_ALERTS and (message := self._receive(self.alerts)) is not None:
+            self._pending.append(message)
+            self.received += 1
+        if not self._pending:
+            return False
+        items = [_item(message) for message in self._pending]
+        try:
+            self.outbox.put(items)
+        except sqlite3.Error as error:
+            if not self.disk_error:
+                log.error("alerts cannot be stored, they are kept in memory", extra={"error": str(error)})
+            self.disk_error = str(error)
+            return False
+        self.disk_error = ""
+        self.alerts.send(AlertsDurable(numbers=[message.number for message in self._pending]))
+        self._pending = []
+        for thread in self._threads:
+            thread.wake()
+        return True
+
+    def _every_second(self) -> None:
+        while self._states:
+            fields = self._states.popleft()
+            self.sensor.send(OwnEvent(kind="output.state", fields=fields, ts_ns=clock.boot_ns()))
+        try:
+            self.outbox.prune()
+            self.sensor.send(Stats(values=self._counters()))
+        except sqlite3.Error as error:
+            log.error("outbox", extra={"error": str(error)})
+
+    def _counters(self) -> dict[str, Any]:
+        ledgers = self.outbox.ledger()
+        outputs = []
+        for thread in self._threads:
+            ledger = ledgers[thread.worker.name]
+            outputs.append(
+                {
+                    "name": thread.worker.name,
+                    **thread.worker.stats(),
+                    **msgspec.to_builtins(ledger),
+                    "balanced": ledger.balanced,
+                }
+            )
+        return {
+            "alerts": {"received": self.received, "duplicates": self.outbox.duplicates()},
+            "outputs": outputs,
+            "balanced": all(ledger.balanced for ledger in ledgers.values()),
+            "disk_error": self.disk_error,
+            "bad_messages": self.bad_messages,
+        }
+
+    def _drain(self) -> None:
+        """Take everything that is on its way, until the engine has nothing more; then let the outputs end."""
+        deadline_s = clock.monotonic_s() + DRAIN_S
+        while clock.monotonic_s() < deadline_s:
+            if self._take():
+                continue
+            # After a stop the engine has ended already; when the sensor was killed it is still at it, and
+            # its end of the link closes when it is done.
+            if self.alerts.closed or not self.sensor.closed:
+                break
+            clock.sleep_s(0.01)
+        end_s = clock.monotonic_s() + DRAIN_S
+        for thread in self._threads:
+            thread.stop(end_s)
+        for thread in self._threads:
+            if not thread.join(end_s + 0.5 - clock.monotonic_s()):
+                log.warning("output did not end in time", extra={"output": thread.worker.name})
+        self._every_second()
+        self.outbox.close()
+        log.info("courier ends", extra={"alerts": self.received})
+
+
+def _item(message: AlertRaised) -> Item:
+    found = document(message.alert)
+    return Item(found["event"]["id"], found["event"]["severity"], msgspec.json.encode(found))
+
+
+def _lock(path: Path) -> int:
+    """Wait until the courier of before has let go of the outbox; go on without when it never does."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    deadline_s = clock.monotonic_s() + LOCK_S
+    while clock.monotonic_s() < deadline_s:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            clock.sleep_s(0.05)
+        else:
+            return fd
+    log.warning("another courier holds the outbox", extra={"lock": str(path)})
+    return fd
+
+
+def main() -> int:
+    """Entry of the process; 0 after a clean end."""
+    parser = argparse.ArgumentParser(prog="kwsiem.courier", description="The courier; started by the sensor.")
+    parser.add_argument("--sensor-fd", type=int, required=True)
+    parser.add_argument("--alerts-fd", type=int, required=True)
+    options = parser.parse_args()
+    process = CourierProcess(
+        Link.from_fd(options.sensor_fd, ToCourier), Link.from_fd(options.alerts_fd, EngineToCourier)
+    )
+    process.start()
+    process.run()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

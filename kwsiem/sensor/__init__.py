@@ -1,0 +1,1 @@
+"""Stage 1, kernel to lines: probe files, their states, their bpftrace processes. Runs as root."""
