@@ -405,7 +405,10 @@ def check_host(settings: Settings) -> tuple[int, int, int]:
 
 
 def prepare_state(settings: Settings) -> None:
-    """Make the state folder and give it to the user of the engine and the courier."""
+    """Make the state folder and give it to the user of the engine and the courier.
+
+    Raises ConfigError when that user cannot get there.
+    """
     entry = rights.account(settings.user)
     path = Path(settings.state_dir)
     path.mkdir(parents=True, exist_ok=True, mode=0o750)
@@ -414,6 +417,14 @@ def prepare_state(settings: Settings) -> None:
         os.fchown(fd, entry.pw_uid, entry.pw_gid)
     finally:
         os.close(fd)
+    for parent in path.resolve().parents:
+        found = parent.stat()
+        shift = 6 if found.st_uid == entry.pw_uid else 3 if found.st_gid == entry.pw_gid else 0
+        if not found.st_mode >> shift & 1:
+            raise ConfigError(
+                f"state_dir: {path}: user {entry.pw_name} cannot get there, because {parent} is closed to"
+                f" it (mode {found.st_mode & 0o7777:04o}); choose another folder or: chmod o+x {parent}"
+            )
 
 
 def _lock_runtime(folder: Path) -> int:

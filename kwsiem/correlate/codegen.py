@@ -222,8 +222,8 @@ def _group(
     counts = Counter(
         name for state in states for name in _equalities(state.rule.predicate) if not _steps(state)
     )
-    field, most = counts.most_common(1)[0] if counts else ("", 0)
-    if most < MIN_GROUP:
+    field = max(counts, key=counts.__getitem__, default="")
+    if counts[field] < MIN_GROUP:
         return None, {}, states
     groups: dict[Any, list[tuple[Window, Expr]]] = {}
     rest = []

@@ -5,6 +5,7 @@ A pty holds 17 to 21 kB and costs 20 to 50 times a pipe for each line (measured)
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -79,6 +80,7 @@ class BpftraceChild:
         self.pid = int(self._console.pid or 0)
         self.pidfd = os.pidfd_open(self.pid)
         self.console = ""
+        self.killed = False
         self._kill_at_s: float | None = None
 
     @property
@@ -108,12 +110,14 @@ class BpftraceChild:
 
     def enforce(self, now_s: float) -> None:
         """Kill it when it was asked to end and has not."""
-        if self._kill_at_s is not None and now_s >= self._kill_at_s:
+        if self._kill_at_s is not None and now_s >= self._kill_at_s and not self.killed:
             self.kill()
 
     def kill(self) -> None:
         """SIGKILL; the kernel removes its programs with it."""
-        signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        self.killed = True
+        with contextlib.suppress(ProcessLookupError):  # it has ended, and is not reaped yet
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def reap(self) -> int:
         """Wait for the end (its pidfd is readable), release everything but the data pipe; the exit status."""

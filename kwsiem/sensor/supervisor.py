@@ -144,7 +144,7 @@ class Supervisor:
         assert slot.child is not None
         if not listening:
             slot.lifecycle.forgive(now_s)
-        elif why := slot.lifecycle.overdue(now_s):
+        elif not slot.child.killed and (why := slot.lifecycle.overdue(now_s)):
             log.warning("probe is silent", extra={"probe": slot.spec.name, "reason": why})
             slot.child.console += f"\nERROR: {why}"
             slot.child.kill()

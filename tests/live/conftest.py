@@ -2,11 +2,25 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def open_folder():
+    """A folder that the user of the engine and the courier can enter, as pytest's own cannot be."""
+    with tempfile.TemporaryDirectory(prefix="kwsiem-live-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.fixture
+def tmp_path(open_folder):
+    return Path(tempfile.mkdtemp(dir=open_folder))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

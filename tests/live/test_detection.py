@@ -6,6 +6,7 @@ import shutil
 import socketserver
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -25,9 +26,9 @@ def lab():
 
 
 @pytest.fixture(scope="module")
-def host(lab, tmp_path_factory):
+def host(lab, open_folder):
     """One appliance for all tests of this module; each attacks from a namespace of its own."""
-    with RunningAppliance(lab, tmp_path_factory.mktemp("appliance")) as appliance:
+    with RunningAppliance(lab, Path(tempfile.mkdtemp(dir=open_folder))) as appliance:
         yield appliance
 
 

@@ -120,7 +120,7 @@ def test_alerts_survive_kills_of_engine_and_courier_in_mid_storm(lab, tmp_path):
             sources.append(source)
             if n in (3, 7):
                 wait_until(lambda n=n: appliance.status()["engine"].get("alerts", {}).get("raised", 0) > 0, 5)
-                os.kill(appliance.pid("courier"), signal.SIGKILL)
+                os.kill(wait_until(lambda: appliance.pid("courier")), signal.SIGKILL)
             if n == 9:
                 time.sleep(0.5)  # what is killed now has been raised: the pipe is read every few ms
                 os.kill(appliance.pid("engine"), signal.SIGKILL)
