@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,14 +100,16 @@ class RunningAppliance:
             and (state is None or alert["kwsiem"]["alert"]["state"] == state)
         ]
 
-    def wait_alert(self, rule: str, count: int = 1, timeout: float = 15) -> dict[str, Any]:
-        wait_until(
-            lambda: len(self.alerts(rule)) >= count,
-            timeout,
-            f"{count} alerts of {rule}; there are {[a['rule']['id'] for a in self.alerts(state=None)]}\n"
-            + self.log.read_text()[-3000:],
-        )
-        return self.alerts(rule)[-1]
+    def wait_alert(self, rule: str, source: str | None = None, timeout: float = 15) -> dict[str, Any]:
+        def found() -> list[dict[str, Any]]:
+            return [a for a in self.alerts(rule) if source is None or a["source"]["ip"] == source]
+
+        deadline_s = time.monotonic() + timeout
+        while not found() and time.monotonic() < deadline_s:
+            time.sleep(0.02)
+        there = [(a["rule"]["id"], a.get("source")) for a in self.alerts(state=None)]
+        assert found(), f"no alert of {rule} from {source}, only {there}\n{self.log.read_text()[-3000:]}"
+        return found()[-1]
 
     def pid(self, process: str) -> int:
         return next(p["pid"] for p in self.status()["processes"] if p["name"] == process)

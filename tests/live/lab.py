@@ -121,7 +121,7 @@ class Lab:
     def address(self, name: str, device: str, address: str) -> None:
         """One more address (``198.51.100.50/24``) on a device."""
         extra = ["nodad"] if ":" in address else []
-        self.ip(name, "address", "add", address, "dev", device, *extra)
+        self.ip(name, "address", "replace", address, "dev", device, *extra)
 
     def sysctl(self, name: str, key: str, value: str) -> None:
         """Sets /proc/sys/KEY as the namespace sees it."""

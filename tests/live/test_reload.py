@@ -16,7 +16,7 @@ rules:
     title: Scan
     level: high
     event: tcp.syn
-    detection: {any: {destination.port|gt: 0}, condition: any}
+    detection: {all_ports: {destination.port|gt: 0}, condition: all_ports}
     correlation:
       type: value_count
       field: destination.port
