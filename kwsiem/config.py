@@ -12,12 +12,12 @@ import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Union
 
 import msgspec
 
 from kwsiem.errors import ConfigError, Problem
-from kwsiem.yamlfile import YamlFile
+from kwsiem.yamltree import Node, place_of, read_document
 
 CONFIG_PATH: Final = Path("/etc/kwsiem/kwsiem.yaml")
 CONFIG_VARIABLE: Final = "KWSIEM_CONFIG"
@@ -101,12 +101,12 @@ def load_settings(path: Path | None = None) -> Settings:
 
 def parse_settings(name: str, data: bytes) -> Settings:
     """Settings from the bytes of a file; raises ConfigError with every problem."""
-    document = YamlFile(name, data)
-    problems = list(document.problems)
+    root, problems = read_document(name, data)
     values: dict[str, Any] = {}
-    if document.value is not None and not problems:
-        values = _checked(document, (), document.value, Settings, problems)
-        _unique_outputs(document, values.get("outputs", ()), problems)
+    if root is not None and not problems:
+        reader = _Reader(name, root, problems)
+        values = reader.checked((), root.plain(), Settings)
+        reader.unique_outputs(values.get("outputs", ()))
     if problems:
         raise ConfigError("\n".join(str(problem) for problem in problems))
     return Settings(**values)
@@ -136,81 +136,77 @@ def resolve(settings: Settings) -> Settings:
     )
 
 
-def _checked(
-    document: YamlFile, path: tuple[str | int, ...], value: Any, cls: type, problems: list[Problem]
-) -> dict[str, Any]:
-    """The converted values of one mapping, problems collected key by key."""
-    where = ".".join(str(part) for part in path)
-    if not isinstance(value, Mapping):
-        problems.append(document.problem(path, where, f"expected a mapping, got {value!r}"))
-        return {}
-    fields = {field.name: field for field in msgspec.structs.fields(cls)}
-    result: dict[str, Any] = {}
-    for key, item in value.items():
-        here = (*path, key)
-        name = ".".join(str(part) for part in here)
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else f", known: {', '.join(fields)}"
-            problems.append(document.problem(here, name, f"unknown key{hint}"))
-        elif cls is Settings and key == "outputs":
-            result[key] = _outputs(document, here, item, problems)
-        else:
-            _convert(document, here, item, fields[key].type, problems, result)
-    for name, field in fields.items():
-        if field.required and name not in value:
-            problems.append(document.problem(path, where, f"key {name!r} is missing"))
-    return result
-
-
-def _convert(
-    document: YamlFile,
-    path: tuple[str | int, ...],
-    value: Any,
-    expected: Any,
-    problems: list[Problem],
-    result: dict[str, Any],
-) -> None:
-    key = str(path[-1])
-    try:
-        result[key] = msgspec.convert(value, expected)
-    except msgspec.ValidationError as error:
-        where = ".".join(str(part) for part in path)
-        choices = getattr(expected, "__args__", None)
-        allowed = f" (one of {', '.join(repr(c) for c in choices if c)})" if choices else ""
-        problems.append(document.problem(path, where, f"{error}, got {value!r}{allowed}"))
-        return
-    if key in _BOUNDS and not _BOUNDS[key][0] <= result[key] <= _BOUNDS[key][1]:
-        low, high = _BOUNDS[key]
-        where = ".".join(str(part) for part in path)
-        problems.append(document.problem(path, where, f"must be {low} to {high}, got {value!r}"))
-
-
 _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "port": (1, 65535),
     "timeout_s": (0.1, 300),
     "max_bytes": (4096, 2**40),
     "keep": (0, 1000),
 }
+KeyPath = tuple[Union[str, int], ...]
 
 
-def _outputs(
-    document: YamlFile, path: tuple[str | int, ...], value: Any, problems: list[Problem]
-) -> tuple[OutputSettings, ...]:
-    if not isinstance(value, list):
-        problems.append(document.problem(path, "outputs", f"expected a list, got {value!r}"))
-        return ()
-    before = len(problems)
-    checked = [
-        _checked(document, (*path, index), item, OutputSettings, problems) for index, item in enumerate(value)
-    ]
-    return () if len(problems) > before else tuple(OutputSettings(**item) for item in checked)
+class _Reader:
+    """Converts the values of a settings file key by key; what is wrong is noted with its place."""
 
+    def __init__(self, name: str, root: Node, problems: list[Problem]) -> None:
+        self._name = name
+        self._root = root
+        self._problems = problems
 
-def _unique_outputs(document: YamlFile, outputs: tuple[OutputSettings, ...], problems: list[Problem]) -> None:
-    seen: set[str] = set()
-    for index, output in enumerate(outputs):
-        if output.name in seen:
-            message = f"name {output.name!r} stands twice"
-            problems.append(document.problem(("outputs", index, "name"), f"outputs.{index}.name", message))
-        seen.add(output.name)
+    def wrong(self, path: KeyPath, message: str) -> None:
+        """Note a problem at the place of a path."""
+        place = place_of(self._root, path)
+        where = ".".join(str(part) for part in path)
+        self._problems.append(Problem(self._name, place.line, place.column, where, message))
+
+    def checked(self, path: KeyPath, value: Any, cls: type) -> dict[str, Any]:
+        """The converted values of one mapping."""
+        if not isinstance(value, Mapping):
+            self.wrong(path, f"expected a mapping, got {value!r}")
+            return {}
+        fields = {field.name: field for field in msgspec.structs.fields(cls)}
+        result: dict[str, Any] = {}
+        for key, item in value.items():
+            here = (*path, key)
+            if key not in fields:
+                near = difflib.get_close_matches(key, fields, n=1)
+                hint = f", did you mean {near[0]!r}?" if near else f", known: {', '.join(fields)}"
+                self.wrong(here, f"unknown key{hint}")
+            elif cls is Settings and key == "outputs":
+                result[key] = self._outputs(here, item)
+            else:
+                self._convert(here, item, fields[key].type, result)
+        for name, field in fields.items():
+            if field.required and name not in value:
+                self.wrong(path, f"key {name!r} is missing")
+        return result
+
+    def _convert(self, path: KeyPath, value: Any, expected: Any, result: dict[str, Any]) -> None:
+        key = str(path[-1])
+        try:
+            converted = msgspec.convert(value, expected)
+        except msgspec.ValidationError as error:
+            choices = [repr(choice) for choice in getattr(expected, "__args__", ()) if choice]
+            allowed = f" (one of {', '.join(choices)})" if choices else ""
+            self.wrong(path, f"{error}, got {value!r}{allowed}")
+            return
+        low, high = _BOUNDS.get(key, (None, None))
+        if low is not None and high is not None and not low <= converted <= high:
+            self.wrong(path, f"must be {low} to {high}, got {value!r}")
+        result[key] = converted
+
+    def _outputs(self, path: KeyPath, value: Any) -> tuple[OutputSettings, ...]:
+        if not isinstance(value, list):
+            self.wrong(path, f"expected a list, got {value!r}")
+            return ()
+        before = len(self._problems)
+        made = [self.checked((*path, index), item, OutputSettings) for index, item in enumerate(value)]
+        return () if len(self._problems) > before else tuple(OutputSettings(**item) for item in made)
+
+    def unique_outputs(self, outputs: tuple[OutputSettings, ...]) -> None:
+        """Two outputs cannot share a name: it is their place in the outbox."""
+        seen: set[str] = set()
+        for index, output in enumerate(outputs):
+            if output.name in seen:
+                self.wrong(("outputs", index, "name"), f"name {output.name!r} stands twice")
+            seen.add(output.name)

@@ -16,7 +16,7 @@ import selectors
 import signal
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,7 +49,7 @@ from kwsiem.messages import (
     Stop,
     ToCourier,
 )
-from kwsiem.outbox import Item, Outbox, Settled, Stored
+from kwsiem.outbox import Item, Outbox
 from kwsiem.outputs.base import Output
 from kwsiem.outputs.console import ConsoleOutput
 from kwsiem.outputs.file import FileOutput
@@ -67,30 +67,11 @@ LOCAL_SOCKET: Final = "/dev/log"
 log = logging.getLogger("kwsiem.courier")
 
 
-class _Source:
-    """The outbox as one output sees it."""
-
-    def __init__(self, outbox: Outbox, name: str) -> None:
-        self._outbox = outbox
-        self._name = name
-
-    def waiting(self, limit: int) -> Sequence[Stored]:
-        return self._outbox.waiting(self._name, limit)
-
-    def settle(
-        self, delivered: Sequence[int], filtered: Sequence[int], dead: Sequence[tuple[int, str]]
-    ) -> None:
-        settled = [Settled(seq, "delivered") for seq in delivered]
-        settled += [Settled(seq, "filtered") for seq in filtered]
-        settled += [Settled(seq, "dead", reason) for seq, reason in dead]
-        self._outbox.settle(self._name, sorted(settled, key=lambda item: item.seq))
-
-
-def make_output(settings: OutputSettings) -> Output:
-    """The output that the settings name."""
+def make_output(settings: OutputSettings, stdout_fd: int = 1) -> Output:
+    """The output that the settings name; ``stdout_fd`` is negative when the process has no such thing."""
     frame = frame_octets if settings.framing == "octet-counting" else frame_newline
     if settings.type == "console":
-        return ConsoleOutput(1, settings.timeout_s)
+        return ConsoleOutput(stdout_fd, settings.timeout_s)
     if settings.type == "file":
         return FileOutput(Path(settings.path), settings.max_bytes, settings.keep)
     if settings.transport == "tcp":
@@ -106,8 +87,7 @@ def make_renderer(settings: OutputSettings) -> Callable[[bytes], bytes]:
     render = FORMATS[settings.format or default]
     if settings.type != "syslog":
         return lambda data: render(msgspec.json.decode(data)).encode() + b"\n"
-    local = settings.transport == "unix" and (settings.path or LOCAL_SOCKET) == LOCAL_SOCKET
-    head = local_header if local else header
+    head = local_header if settings.transport == "unix" else header
     most = MAX_UDP_BYTES if settings.transport == "udp" else MAX_STREAM_BYTES
     pid = os.getpid()
 
@@ -125,14 +105,17 @@ def make_renderer(settings: OutputSettings) -> Callable[[bytes], bytes]:
 class CourierProcess:
     """Everything the process holds, and its loop."""
 
-    def __init__(self, sensor: Link[ToCourier], alerts: Link[EngineToCourier]) -> None:
+    def __init__(self, sensor: Link[ToCourier], alerts: Link[EngineToCourier], *, stdout_fd: int = 1) -> None:
         self.sensor = sensor
         self.alerts = alerts
         self.stopping = False
         self.received = 0
+        self.rejected = 0
         self.bad_messages = 0
+        self._stdout_fd = stdout_fd
         self.disk_error = ""
         self._pending: list[AlertRaised] = []
+        self._unacknowledged: list[int] = []
         self._states: deque[dict[str, Any]] = deque(maxlen=1000)
         self._threads: list[WorkerThread] = []
 
@@ -167,8 +150,8 @@ class CourierProcess:
 
         return Worker(
             settings.name,
-            make_output(settings),
-            _Source(self.outbox, settings.name),
+            make_output(settings, self._stdout_fd),
+            self.outbox,
             make_renderer(settings),
             min_severity=LEVELS[settings.level],
             on_state=changed,
@@ -214,34 +197,65 @@ class CourierProcess:
         return None
 
     def _take(self) -> bool:
-        """Take a group of alerts, bring it to disk, acknowledge it; False when there was none."""
+        """Take a group of alerts, bring it to disk, acknowledge it; False when there was none.
+
+        While acknowledgements cannot be sent nothing more is taken: the engine must not wait in vain.
+        """
+        if not self._acknowledge():
+            return False
         while len(self._pending) < GROUP_ALERTS and (message := self._receive(self.alerts)) is not None:
             self._pending.append(message)
             self.received += 1
         if not self._pending:
             return False
-        items = [_item(message) for message in self._pending]
+        items = [self._item(message) for message in self._pending]
         try:
-            self.outbox.put(items)
+            self.outbox.put([item for item in items if item])
         except sqlite3.Error as error:
             if not self.disk_error:
                 log.error("alerts cannot be stored, they are kept in memory", extra={"error": str(error)})
             self.disk_error = str(error)
             return False
         self.disk_error = ""
-        self.alerts.send(AlertsDurable(numbers=[message.number for message in self._pending]))
+        self._unacknowledged = [message.number for message in self._pending]
         self._pending = []
+        self._acknowledge()
         for thread in self._threads:
             thread.wake()
+        self._prune()
         return True
+
+    def _acknowledge(self) -> bool:
+        """Tell the engine what is on disk; False when the link does not take it now."""
+        if self._unacknowledged and self.alerts.send(AlertsDurable(numbers=self._unacknowledged)):
+            self._unacknowledged = []
+        return not self._unacknowledged
+
+    def _item(self, message: AlertRaised) -> Item | None:
+        """What is stored of an alert; one that cannot be made into a document is counted and let go."""
+        try:
+            found = document(message.alert)
+            return Item(found["event"]["id"], found["event"]["severity"], msgspec.json.encode(found))
+        except Exception:
+            # The edge of the stage: the engine reads hostile bytes and may be taken over.
+            log.exception("alert cannot be made into a document", extra={"number": message.number})
+            self.rejected += 1
+            return None
 
     def _every_second(self) -> None:
         while self._states:
             fields = self._states.popleft()
             self.sensor.send(OwnEvent(kind="output.state", fields=fields, ts_ns=clock.boot_ns()))
+        self._prune()
+        try:
+            self.sensor.send(Stats(values=self._counters()))
+        except sqlite3.Error as error:
+            log.error("outbox", extra={"error": str(error)})
+
+    def _prune(self) -> None:
+        """After each group, and after the acknowledgement: so it keeps up with a storm and delays no alert."""
         try:
             self.outbox.prune()
-            self.sensor.send(Stats(values=self._counters()))
         except sqlite3.Error as error:
             log.error("outbox", extra={"error": str(error)})
 
@@ -259,7 +273,12 @@ class CourierProcess:
                 }
             )
         return {
-            "alerts": {"received": self.received, "duplicates": self.outbox.duplicates()},
+            "alerts": {
+                "received": self.received,
+                "rejected": self.rejected,
+                "duplicates": self.outbox.duplicates(),
+            },
+            "corrupt_outbox": str(self.outbox.corrupt_path or ""),
             "outputs": outputs,
             "balanced": all(ledger.balanced for ledger in ledgers.values()),
             "disk_error": self.disk_error,
@@ -288,11 +307,6 @@ class CourierProcess:
         log.info("courier ends", extra={"alerts": self.received})
 
 
-def _item(message: AlertRaised) -> Item:
-    found = document(message.alert)
-    return Item(found["event"]["id"], found["event"]["severity"], msgspec.json.encode(found))
-
-
 def _lock(path: Path) -> int:
     """Wait until the courier of before has let go of the outbox; go on without when it never does."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -308,14 +322,33 @@ def _lock(path: Path) -> int:
     return fd
 
 
+def _plug_standard_descriptors() -> int:
+    """Put /dev/null where 0, 1 or 2 is closed; the descriptor of standard output, -1 when it was closed.
+
+    The database would otherwise get the number 1, and the console output would write into it.
+    """
+    stdout_fd = 1
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            stdout_fd = -1 if fd == 1 else stdout_fd
+    return stdout_fd
+
+
 def main() -> int:
     """Entry of the process; 0 after a clean end."""
+    stdout_fd = _plug_standard_descriptors()
+    os.umask(0o027)
     parser = argparse.ArgumentParser(prog="kwsiem.courier", description="The courier; started by the sensor.")
     parser.add_argument("--sensor-fd", type=int, required=True)
     parser.add_argument("--alerts-fd", type=int, required=True)
     options = parser.parse_args()
     process = CourierProcess(
-        Link.from_fd(options.sensor_fd, ToCourier), Link.from_fd(options.alerts_fd, EngineToCourier)
+        Link.from_fd(options.sensor_fd, ToCourier),
+        Link.from_fd(options.alerts_fd, EngineToCourier),
+        stdout_fd=stdout_fd,
     )
     process.start()
     process.run()

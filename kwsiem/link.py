@@ -95,7 +95,7 @@ class Link(Generic[Incoming]):
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
                 raise LinkError(f"cut message of {len(packet)} bytes or more")
             return self._decoder.decode(packet), fds
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             _close_all(fds)
             raise LinkError(f"invalid message: {error}") from None
         except LinkError:

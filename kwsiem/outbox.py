@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 
@@ -29,8 +29,8 @@ log = logging.getLogger("kwsiem.outbox")
 HISTORY_ALERTS: Final = 100_000
 MAX_BYTES: Final = 1 << 30
 MAX_DEAD_LETTERS: Final = 10_000
-#: Rows that one transaction removes at most, so that an alert never waits long behind it.
-_PRUNE_ROWS: Final = 2_000
+#: Rows that one call removes at most: twice the largest group, so that removing keeps up with storing.
+_PRUNE_ROWS: Final = 1_000
 #: SQLite waits so long for another process that reads or copies the file.
 _BUSY_S: Final = 5.0
 
@@ -54,8 +54,6 @@ CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NU
 INSERT OR IGNORE INTO counters VALUES ('head', 0), ('duplicates', 0);
 """  # noqa: S608 - a number of ours
 
-Outcome = Literal["delivered", "dead", "filtered"]
-
 
 class Item(msgspec.Struct, frozen=True):
     """One alert to be stored: its id, its severity (0 to 10) and its document as JSON."""
@@ -72,14 +70,6 @@ class Stored(msgspec.Struct, frozen=True):
     id: str
     severity: int
     document: bytes
-
-
-class Settled(msgspec.Struct, frozen=True):
-    """What became of one alert at one output; ``reason`` says why it is dead."""
-
-    seq: int
-    outcome: Outcome
-    reason: str = ""
 
 
 class Ledger(msgspec.Struct, frozen=True):
@@ -125,6 +115,7 @@ class Outbox:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._generation = 0
+        self._is_open = False
         self._open_or_replace()
 
     def close(self) -> None:
@@ -152,7 +143,14 @@ class Outbox:
             return self._put(items)
 
     def _put(self, items: Sequence[Item]) -> int:
-        with self._lock, _transaction(self._durable) as db:
+        with self._lock:
+            if not self._is_open:
+                # An earlier replacement stopped half way, when the disk was full or the folder closed.
+                self._open_or_replace()
+            return self._insert(items)
+
+    def _insert(self, items: Sequence[Item]) -> int:
+        with _transaction(self._durable) as db:
             first = head = _counter(db, "head")
             for item in items:
                 row = (head + 1, item.id, item.severity, item.document)
@@ -175,25 +173,31 @@ class Outbox:
             ).fetchall()
         return [Stored(*row) for row in rows]
 
-    def settle(self, output: str, settled: Sequence[Settled]) -> None:
+    def settle(
+        self, output: str, delivered: Sequence[int], filtered: Sequence[int], dead: Sequence[tuple[int, str]]
+    ) -> None:
         """Count what became of the oldest waiting alerts of an output and move its cursor past them.
 
-        ``settled`` is in the order of :meth:`waiting`, without gaps. What was dropped in the meantime
-        (to make room) has been counted already and is passed over.
+        The sequence numbers of all three together are those of the oldest waiting alerts, without gaps;
+        each dead one comes with its reason. What was dropped in the meantime (to make room) has been
+        counted already and is passed over.
         """
         with self._guarded(), _transaction(self._quick) as db:
             (cursor,) = db.execute("SELECT cursor FROM outputs WHERE name = ?", (output,)).fetchone()
-            new = [item for item in settled if item.seq > cursor]
-            if not new:
-                return
-            for item in new:
-                if item.outcome == "dead":
-                    _bury(db, output, item)
-            counts = [sum(item.outcome == kind for item in new) for kind in ("delivered", "dead", "filtered")]
+            buried = [(seq, reason) for seq, reason in dead if seq > cursor]
+            done = [seq for seq in delivered if seq > cursor]
+            below = [seq for seq in filtered if seq > cursor]
+            _bury(db, output, buried)
             db.execute(
                 "UPDATE outputs SET cursor = ?, delivered = delivered + ?, dead = dead + ?,"
                 " filtered = filtered + ? WHERE name = ?",
-                (new[-1].seq, *counts, output),
+                (
+                    max([cursor, *done, *below, *(seq for seq, _ in buried)]),
+                    len(done),
+                    len(buried),
+                    len(below),
+                    output,
+                ),
             )
 
     # keeping within bounds ----------------------------------------------------------------------
@@ -201,7 +205,7 @@ class Outbox:
     def prune(self) -> int:
         """Remove alerts beyond the history, and when the file is too large the oldest ones that wait.
 
-        One short transaction for each call. Gives how many alerts were dropped that an output still
+        One short transaction for each call, to be called after each group. Gives how many alerts were dropped that an output still
         waited for (counted in its ledger).
         """
         with self._guarded(), _transaction(self._quick) as db:
@@ -213,9 +217,9 @@ class Outbox:
             floor = min(settled, head - self._history)
             dropped = 0
             if _used_bytes(db) > self._max_bytes:
-                floor = max(floor, lowest + _PRUNE_ROWS // 10)
+                floor = max(floor, lowest - 1 + _PRUNE_ROWS)
                 dropped = _drop(db, self._names, min(floor, head))
-            floor = min(floor, lowest + _PRUNE_ROWS, head)
+            floor = min(floor, lowest - 1 + _PRUNE_ROWS, head)
             db.execute("DELETE FROM alerts WHERE seq <= ?", (floor,))
         if dropped:
             log.error("outbox is full, %d waiting alerts dropped", dropped)
@@ -278,6 +282,7 @@ class Outbox:
             with _transaction(self._durable) as db:
                 _admit_outputs(db, self._names)
             self._quick = _connect(self.path, "NORMAL")
+            self._is_open = True
         except sqlite3.DatabaseError:
             self._durable.close()
             raise
@@ -300,6 +305,7 @@ class Outbox:
             if generation != self._generation:
                 return
             self._generation += 1
+            self._is_open = False
             self._quick.close()
             self._durable.close()
             self._move_aside(error)
@@ -387,12 +393,14 @@ def _drop(db: sqlite3.Connection, names: Sequence[str], floor: int) -> int:
     return dropped
 
 
-def _bury(db: sqlite3.Connection, output: str, item: Settled) -> None:
-    """A dead letter with its document; only the latest MAX_DEAD_LETTERS are kept."""
-    db.execute(
+def _bury(db: sqlite3.Connection, output: str, dead: Sequence[tuple[int, str]]) -> None:
+    """Dead letters with their documents; only the latest MAX_DEAD_LETTERS are kept."""
+    if not dead:
+        return
+    db.executemany(
         "INSERT INTO dead_letters (output, seq, id, reason, at_ns, document)"
         " SELECT ?, seq, id, ?, ?, document FROM alerts WHERE seq = ?",
-        (output, item.reason[:1024], wall_ns(), item.seq),
+        [(output, reason[:1024], wall_ns(), seq) for seq, reason in dead],
     )
     db.execute(
         "DELETE FROM dead_letters WHERE number <= (SELECT max(number) FROM dead_letters) - ?",

@@ -54,9 +54,7 @@ class ConsoleOutput:
             try:
                 self._write(b"\n" + line if self._torn else line)
             except OSError as error:
-                raise OutputError(f"standard output: {error.strerror}", sent=index) from None
-            except TimeoutError as error:
-                raise OutputError(str(error), sent=index) from None
+                raise OutputError(f"standard output: {error.strerror or error}", sent=index) from None
 
     def close(self) -> None:
         """Nothing to let go of: the descriptor belongs to the process."""
@@ -68,7 +66,7 @@ class ConsoleOutput:
         while written < len(data):
             if not poller.poll(self._timeout_s * 1000):
                 self._torn = self._torn or written > 0
-                raise TimeoutError(f"standard output: nothing was read for {self._timeout_s} s")
+                raise TimeoutError(f"nothing was read for {self._timeout_s} s")
             try:
                 written += os.write(self._fd, data[written : written + _CHUNK])
             except OSError:

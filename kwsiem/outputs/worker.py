@@ -50,13 +50,13 @@ class Waiting(Protocol):
 
 
 class Source(Protocol):
-    """What a worker asks of the outbox, for one output."""
+    """What a worker asks of the outbox; ``output`` is the worker's name."""
 
-    def waiting(self, limit: int) -> Sequence[Waiting]:
+    def waiting(self, output: str, limit: int) -> Sequence[Waiting]:
         """The oldest alerts not settled yet."""
 
     def settle(
-        self, delivered: Sequence[int], filtered: Sequence[int], dead: Sequence[tuple[int, str]]
+        self, output: str, delivered: Sequence[int], filtered: Sequence[int], dead: Sequence[tuple[int, str]]
     ) -> None:
         """What became of the oldest alerts: sequence numbers, with a reason for the dead."""
 
@@ -105,7 +105,7 @@ class Worker:
             if not self._is_open:
                 self._output.open()
                 self._is_open = True
-            batch = self._source.waiting(BATCH_ALERTS)
+            batch = self._source.waiting(self.name, BATCH_ALERTS)
             if not batch:
                 self._output.check()
             else:
@@ -192,6 +192,7 @@ class Worker:
     ) -> None:
         buried = {seq for seq, _ in dead}
         self._source.settle(
+            self.name,
             [seq for seq in done if seq < border and seq not in buried],
             [seq for seq in filtered if seq < border],
             [(seq, clean(reason, _MAX_REASON)) for seq, reason in dead if seq < border],

@@ -9,9 +9,9 @@ from sigma.correlations import SigmaCorrelationType
 
 from kwsiem.event import EventKind
 from kwsiem.rules.detection import Detection, common_field
-from kwsiem.rules.document import Mapping, Place, Scalar, Sequence, kind_of
 from kwsiem.rules.model import MAX_GROUP_BY, MAX_STEPS, MAX_THRESHOLD, Correlation, Step
 from kwsiem.rules.report import Report
+from kwsiem.yamltree import Mapping, Place, Scalar, Sequence, kind_of
 
 TYPES: Final = ("event_count", "value_count")
 OPERATORS: Final = ("gte", "gt")

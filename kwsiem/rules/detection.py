@@ -48,7 +48,6 @@ from sigma.types import (
 )
 
 from kwsiem.event import INTEGER_BOUNDS, TEXT_TYPES, EventKind, Field, as_ip
-from kwsiem.rules.document import Mapping, Node, Place, Scalar, Sequence, kind_of
 from kwsiem.rules.model import (
     MAX_DEPTH,
     MAX_VALUES,
@@ -69,6 +68,7 @@ from kwsiem.rules.model import (
     size,
 )
 from kwsiem.rules.report import Report, nearest
+from kwsiem.yamltree import Mapping, Node, Place, Scalar, Sequence, kind_of
 
 PARTS: Final = frozenset({"contains", "startswith", "endswith"})
 COMPARISONS: Final = frozenset({"gt", "gte", "lt", "lte"})
@@ -77,28 +77,8 @@ TESTS: Final = PARTS | COMPARISONS | {"re", "cidr", "exists"}
 MODIFIERS: Final = TESTS | {"all", "cased", "expand"}
 #: Sigma's other modifiers: known words, refused with a sentence of their own.
 LATER: Final = frozenset(
-    [
-        "base64",
-        "base64offset",
-        "day",
-        "dotall",
-        "fieldref",
-        "hour",
-        "i",
-        "ignorecase",
-        "m",
-        "minute",
-        "month",
-        "multiline",
-        "neq",
-        "s",
-        "utf16",
-        "utf16be",
-        "week",
-        "wide",
-        "windash",
-        "year",
-    ]
+    {"base64", "base64offset", "day", "dotall", "fieldref", "hour", "i", "ignorecase", "m", "minute"}
+    | {"month", "multiline", "neq", "s", "utf16", "utf16be", "week", "wide", "windash", "year"}
 )
 MAX_CONDITION: Final = 4096
 MAX_PARENTHESES: Final = 16

@@ -13,11 +13,11 @@ from kwsiem.errors import Problem, RuleFileError
 from kwsiem.event import EventKind
 from kwsiem.rules.correlation import read_correlation, read_sequence
 from kwsiem.rules.detection import Detection
-from kwsiem.rules.document import Mapping, Node, Scalar, Sequence, kind_of, read_document
 from kwsiem.rules.model import MAX_RULES, Correlation, Expr, Rule, RuleSet, fingerprint
 from kwsiem.rules.report import Report
 from kwsiem.rules.source import Source
 from kwsiem.rules.testing import read_tests, run_tests
+from kwsiem.yamltree import Mapping, Node, Scalar, Sequence, kind_of, read_document
 
 FILE_VERSION: Final = 1
 FILE_KEYS: Final = ("version", "lists", "rules")

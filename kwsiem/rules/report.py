@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kwsiem.errors import Problem
-from kwsiem.rules.document import MAX_PROBLEMS, Mapping, Node, Place, Scalar, Sequence, kind_of
 from kwsiem.rules.duration import parse_duration
+from kwsiem.yamltree import MAX_PROBLEMS, Mapping, Node, Place, Scalar, Sequence, kind_of
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

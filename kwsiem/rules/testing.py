@@ -22,9 +22,9 @@ from typing import Any, Final
 from kwsiem.alert import Alert
 from kwsiem.correlate.engine import Engine
 from kwsiem.event import Event, EventKind, event_class, event_from_fields
-from kwsiem.rules.document import Mapping, Node, Scalar, Sequence, kind_of
 from kwsiem.rules.model import Rule, RuleSet
 from kwsiem.rules.report import Report, nearest
+from kwsiem.yamltree import Mapping, Node, Scalar, Sequence, kind_of
 
 MAX_TESTS: Final = 100
 #: Events of one test, ranges and repeats expanded.

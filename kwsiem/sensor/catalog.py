@@ -113,7 +113,7 @@ def _agree(spec: ProbeSpec, known: Mapping[str, EventKind]) -> None:
 
 
 def read_probe(path: Path) -> ProbeSpec:
-    """The contract in the header of one file; raises ProbeError that names file, line and what was expected."""
+    """The contract in the header of one file; raises ProbeError that names file, line and what is wrong."""
     text = read_source(path)
     if not _NAME.fullmatch(path.stem):
         raise ProbeError(
@@ -176,7 +176,8 @@ class _HeaderReader:
             self._continue(text)
             return
         elif self._key or re.match(r"[a-z]+:", text):
-            raise ProbeError(f"{self._spec.path}:{number}: expected sees, blind, overhead, needs, argument, setting or event, got {text!r}")  # fmt: skip
+            known = "sees, blind, overhead, needs, argument, setting or event"
+            raise ProbeError(f"{self._spec.path}:{number}: expected {known}, got {text!r}")
         self._indent = indent
 
     def _summary(self, number: int, text: str) -> None:
@@ -260,14 +261,18 @@ class _HeaderReader:
 
 # -- the script itself -------------------------------------------------------------------------------
 
+#: Functions whose output can be forged by whoever chose the text, or is not valid JSON on some version.
+_UNSAFE_CALLS: Final = (
+    "printf|join|time|cat|system|strftime|cgroup_path|strerror|username|macaddr|hist|lhist|stats"
+)
 _FORBIDDEN: Final = (
-    (r"\b(printf|join|time|cat|system|strftime|cgroup_path|strerror|username|macaddr)\s*\(", "{} is not allowed: its output can be forged or is not valid JSON"),
+    (rf"\b({_UNSAFE_CALLS})\s*\(", "{} is not allowed: its output can be forged or is not valid JSON"),
     (r"\b(BEGIN|END)\b", "{} is not allowed: it fails on Ubuntu 22.04"),
-    (r"\bconfig\s*=\s*\{", "a config block is not allowed: bpftrace before 0.20 does not know it"),
+    (r"\bconfig\s*=\s*\{", "no config block: bpftrace before 0.20 does not know it"),
     (r"\bargs\.[a-z_]", "write args->field, not args.field"),
     (r"\bdelete\s*\(\s*@\w+\s*,", "write delete(@m[k]), not delete(@m, k)"),
-    (r"#\s*include\b", "#include is not allowed: kernel headers clash with BTF"),
-)  # fmt: skip
+    (r"#\s*include\b", "no #include: kernel headers clash with BTF"),
+)
 
 
 def lint_probe(spec: ProbeSpec, text: str) -> list[Problem]:
@@ -314,7 +319,7 @@ def _tuple_problem(spec: ProbeSpec, elements: list[str]) -> str:
         return f"the last element of a tuple is nsecs, got {elements[-1]!r}"
     expected = len(kind.wire_fields) + 2
     if len(elements) != expected:
-        return f"{kind.name} is declared with {expected} elements, number and nsecs included; here are {len(elements)}"
+        return f"{kind.name} has {expected} elements, number and nsecs included; here are {len(elements)}"
     return ""
 
 

@@ -63,11 +63,11 @@ outputs:
     [
         (b"host: a\nhost: b\n", "k.yaml:2:1: key 'host' stands twice, first in line 1"),
         (b"a: &x [1]\nb: *x\n", "aliases"),
-        (b"\thost: a\n", "never with tabs"),
+        (b"\thost: a\n", "a tab cannot indent YAML"),
         (b"", "the file is empty"),
         (b"- a\n", "expected a mapping"),
         (b"host: [\n", "k.yaml:2"),
-        (b"\xff\xfe\xff", "k.yaml:1:1"),
+        (b"\xff\xfe\xff", "k.yaml: not readable as YAML"),
     ],
 )
 def test_what_is_no_settings_file_is_told_plainly(text, says):

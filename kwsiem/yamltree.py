@@ -1,4 +1,4 @@
-"""YAML text as a tree that knows where everything stands; refuses what a rule file has no use for.
+"""YAML text as a tree that knows where everything stands; refuses what settings and rules have no use for.
 
 The tree is built from the parser's events, so depth, size, aliases and duplicate keys are bounded before
 anything is built. Plain scalars are read as YAML 1.2 reads them: ``no`` and ``on`` are text, not booleans,
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from collections.abc import Sequence as PathSequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Union
 
@@ -84,6 +85,20 @@ def kind_of(node: Node) -> str:
     if isinstance(node, Mapping):
         return "a mapping"
     return "a list" if isinstance(node, Sequence) else repr(node.value)
+
+
+def place_of(root: Node, path: PathSequence[str | int]) -> Place:
+    """The node that stands at a path, for a mapping's entry its key; its nearest parent when it is absent."""
+    place: Place = root
+    node: Node = root
+    for part in path:
+        if isinstance(node, Mapping) and isinstance(part, str) and part in node.items:
+            place, node = node.keys[part], node.items[part]
+        elif isinstance(node, Sequence) and isinstance(part, int) and part < len(node.items):
+            place = node = node.items[part]
+        else:
+            break
+    return place
 
 
 class _Stop(Exception):  # noqa: N818 - not an error: reading ends here, with a problem already noted
@@ -171,10 +186,10 @@ class _Reader:
             self._refuse(event, f"more than {MAX_NODES} values")
             raise _Stop
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-            self._refuse(event, "anchors and aliases (& and *) are not used in rule files")
+            self._refuse(event, "anchors and aliases (& and *) are not allowed here")
             raise _Stop
         if event.tag not in (None, "!"):
-            self._refuse(event, f"tags are not used in rule files, got {event.tag!r}")
+            self._refuse(event, f"tags are not allowed here, got {event.tag!r}")
         if isinstance(event, yaml.ScalarEvent):
             value = _scalar(event.value) if event.implicit[0] else event.value
             return self._place(stack, Scalar(value, line, column), root)
