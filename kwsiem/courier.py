@@ -253,7 +253,7 @@ class CourierProcess:
             log.error("outbox", extra={"error": str(error)})
 
     def _prune(self) -> None:
-        """After each group, and after the acknowledgement: so it keeps up with a storm and delays no alert."""
+        """After each group and its acknowledgement: so it keeps up with a storm and delays no alert."""
         try:
             self.outbox.prune()
         except sqlite3.Error as error:

@@ -205,8 +205,8 @@ class Outbox:
     def prune(self) -> int:
         """Remove alerts beyond the history, and when the file is too large the oldest ones that wait.
 
-        One short transaction for each call, to be called after each group. Gives how many alerts were dropped that an output still
-        waited for (counted in its ledger).
+        One short transaction for each call, to be called after each group. Gives how many alerts were
+        dropped that an output still waited for (counted in its ledger).
         """
         with self._guarded(), _transaction(self._quick) as db:
             lowest = db.execute("SELECT min(seq) FROM alerts").fetchone()[0]

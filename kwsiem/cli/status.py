@@ -40,11 +40,11 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def faults(status: dict[str, Any]) -> list[str]:
-    """What is wrong, in words; empty when all is well. A probe this kernel cannot run is no fault."""
+    """What is not as it should be, in words; a probe that this kernel cannot run is no fault."""
     found = [
-        f"probe {probe['name']} is {probe['state']}: {probe['reason']}"
+        f"probe {probe['name']} is {probe['state']}: {probe['reason']}".removesuffix(": ")
         for probe in status["probes"]
-        if probe["state"] in ("failed", "backoff")
+        if probe["state"] not in ("ready", "unsupported")
     ]
     found += status["probe_problems"]
     if status["rules"]["stale"]:

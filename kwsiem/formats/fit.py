@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from kwsiem.alert import nest
 from kwsiem.formats.facts import fact
 from kwsiem.text import clean
 
-#: Left out from first to last; a number is the most code points or list items that are kept.
+#: Shortened from first to last; a number is the most code points or list items that are kept.
 STEPS: Final[tuple[tuple[str, int], ...]] = (
     ("kwsiem.alert.evidence", 0),
     ("kwsiem.alert.falsepositives", 0),
@@ -21,7 +22,6 @@ STEPS: Final[tuple[tuple[str, int], ...]] = (
     ("process.args", 0),
     ("process.parent", 0),
     ("process.command_line", 128),
-    ("process.command_line", 0),
     ("message", 256),
     ("event.reason", 256),
     ("kwsiem.alert.values", 10),
@@ -33,35 +33,43 @@ STEPS: Final[tuple[tuple[str, int], ...]] = (
     ("url.path", 0),
     ("http", 0),
     ("error", 0),
-    ("kwsiem.alert.values", 0),
-    ("threat.technique.name", 0),
-    ("threat.technique.subtechnique.name", 0),
-    ("threat.tactic", 0),
-    ("threat.framework", 0),
-    ("related", 0),
     ("dns", 0),
-    ("file.target_path", 0),
     ("file.path", 128),
+    ("process.command_line", 0),
+    ("related", 0),
+    ("threat.tactic", 0),
+    ("kwsiem.alert.values", 0),
     ("event.reason", 0),
-    ("event.dataset", 0),
-    ("event.provider", 0),
-    ("event.created", 0),
-    ("event.duration", 0),
-    ("event.code", 0),
-    ("host.hostname", 0),
-    ("host.os", 0),
-    ("observer.hostname", 0),
-    ("observer.vendor", 0),
-    ("observer.version", 0),
-    ("rule.name", 64),
-    ("message", 64),
-    ("url.original", 0),
-    ("process.executable", 0),
-    ("process.working_directory", 0),
-    ("kwsiem.alert.identity", 0),
-    ("user.name", 64),
-    ("message", 0),
 )
+#: The last resort: nothing but these, the texts among them at most _CORE_TEXT code points.
+CORE: Final = (
+    "@timestamp",
+    "ecs.version",
+    "event.kind",
+    "event.category",
+    "event.type",
+    "event.severity",
+    "event.id",
+    "rule.id",
+    "rule.name",
+    "host.name",
+    "source.ip",
+    "source.address",
+    "source.port",
+    "destination.ip",
+    "destination.port",
+    "network.transport",
+    "user.name",
+    "threat.technique.id",
+    "observer.product",
+    "observer.version",
+    "kwsiem.alert.incident_id",
+    "kwsiem.alert.state",
+    "kwsiem.alert.count",
+    "kwsiem.alert.level",
+    "message",
+)
+_CORE_TEXT: Final = 48
 
 
 def fit(
@@ -80,7 +88,16 @@ def fit(
         if value is not None:
             reduced = _replaced(reduced, name.split("."), _shortened(value, keep))
             line = render(reduced)
+    if len(line.encode()) > max_bytes:
+        line = render(_core(document))
     return line if len(line.encode()) <= max_bytes else None
+
+
+def _core(document: Mapping[str, Any]) -> dict[str, Any]:
+    found = {name: fact(document, name) for name in CORE}
+    if found["source.ip"]:
+        del found["source.address"]
+    return nest({name: _shortened(value, _CORE_TEXT) for name, value in found.items() if value is not None})
 
 
 def _shortened(value: Any, keep: int) -> Any:

@@ -24,7 +24,9 @@ SOURCE = Path(__file__).resolve().parents[2]
 class RunningAppliance:
     """``kwsiem run`` in the namespace ``host`` of a laboratory, with state, runtime and rules of its own."""
 
-    def __init__(self, lab: Lab, folder: Path, *, rules: str | None = None, outputs: str = "") -> None:
+    def __init__(
+        self, lab: Lab, folder: Path, *, rules: str | None = None, outputs: str = "", record: bool = True
+    ) -> None:
         self.lab = lab
         self.folder = folder
         folder.chmod(0o755)
@@ -44,8 +46,10 @@ class RunningAppliance:
         config = folder / "kwsiem.yaml"
         config.write_text(
             f"host: testhost\nrules: {self.rules}\nprobes: [{self.probes}]\nstate_dir: {self.state}\n"
-            f"runtime_dir: {self.runtime}\nrecord: {self.recording}\nlog_level: info\noutputs:\n"
-            f"  - {{name: console, type: console}}\n  - {{name: file, type: file, path: {self.state}/alerts.jsonl}}\n"
+            f"runtime_dir: {self.runtime}\n"
+            + (f"record: {self.recording}\n" if record else "")
+            + "log_level: info\noutputs:\n"
+            + f"  - {{name: console, type: console}}\n  - {{name: file, type: file, path: {self.state}/alerts.jsonl}}\n"
             + outputs
         )
         self.argv = [sys.executable, "-I", "-m", "kwsiem", "run", "--config", str(config)]
