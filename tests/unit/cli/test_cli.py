@@ -1,0 +1,104 @@
+"""The command line as a person meets it: help, errors in a sentence, exit codes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kwsiem.cli import main
+
+SOURCE = Path(__file__).resolve().parents[3]
+COMMANDS = ("run", "status", "check", "probes", "replay", "simulate")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_examples(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert "examples:" in capsys.readouterr().out
+
+
+def test_a_wrong_word_is_usage(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["rnu"])
+    assert ended.value.code == 2
+
+
+def test_a_missing_settings_file_is_78(capsys):
+    assert main(["check", "--no-probes", "--config", "/no/such/file"]) == 78
+    assert capsys.readouterr().err == "kwsiem: /no/such/file: no such settings file\n"
+
+
+def test_status_without_an_appliance_is_69(capsys, tmp_path):
+    assert main(["status", "--runtime", str(tmp_path)]) == 69
+    assert "not running" in capsys.readouterr().err
+
+
+def test_check_says_all_is_well(capsys):
+    assert main(["check", "--no-probes", "--rules", str(SOURCE / "rules.yaml")]) == 0
+    assert "their tests pass" in capsys.readouterr().out
+
+
+def test_check_as_json_names_every_problem(capsys, tmp_path):
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("version: 1\nrules:\n  - {id: x, titel: y}\n")
+    assert main(["check", "--no-probes", "--json", "--rules", str(rules)]) == 78
+    problems = json.loads(capsys.readouterr().out)["rules"]["problems"]
+    assert f"{rules}:3:13: rule x: unknown key 'titel', did you mean 'title'?" in problems
+
+
+def test_probes_lists_kinds(capsys):
+    assert main(["probes", "--json", "--probes", str(SOURCE / "probes")]) == 0
+    listed = {probe["name"]: probe for probe in json.loads(capsys.readouterr().out)}
+    assert listed["net_tcp"]["kinds"]["tcp.syn"]["destination.port"] == "port"
+    assert "source.ip" in listed["auth_pam"]["kinds"]["auth.attempt"]
+
+
+def test_replay_prints_alerts_and_tells_what_it_rejected(capsys, tmp_path):
+    events = tmp_path / "events.jsonl"
+    lines = [
+        json.dumps(
+            {
+                "kind": "tcp.syn",
+                "ts_ns": 10**18 + n,
+                "source.ip": "198.51.100.7",
+                "destination.ip": "192.0.2.1",
+                "destination.port": n,
+            }
+        )
+        for n in range(1, 7)
+    ]
+    events.write_text("\n".join([*lines, "rubbish"]) + "\n")
+    assert main(["replay", "--rules", str(SOURCE / "rules.yaml"), "--format", "ecs", str(events)]) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["rule"]["id"] == "tcp-port-scan"
+    assert "rejected: 1 no_probe" in err
+
+
+def test_a_file_that_is_not_there_is_69(capsys):
+    assert main(["replay", "--rules", str(SOURCE / "rules.yaml"), "/no/such/file"]) == 69
+    assert "/no/such/file" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_is_no_traceback():
+    argv = [sys.executable, "-m", "kwsiem", "probes", "--json"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout and child.stderr
+        child.stdout.close()
+        assert b"Traceback" not in child.stderr.read()
+
+
+def test_without_root_the_appliance_says_what_to_do(tmp_path):
+    argv = ["setpriv", "--reuid", "65534", "--clear-groups", sys.executable, "-m", "kwsiem", "run"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/")
+    if "Permission denied" in done.stderr or "failed to execute" in done.stderr:
+        # The interpreter of a developer may live where nobody else may read: ask in this process instead.
+        code = "import kwsiem.cli, os; os.setuid(65534); raise SystemExit(kwsiem.cli.main(['run']))"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd="/"
+        )
+    assert done.returncode == 69
+    assert "needs root" in done.stderr
