@@ -1,0 +1,317 @@
+import os
+import random
+import re
+import select
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+
+import msgspec
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from kwsiem.outbox import Item, Outbox, balanced, recent_alerts
+
+
+def items(first, last=None, severity=8):
+    numbers = range(first, first + 1 if last is None else last)
+    return [Item(f"id-{n}", severity, msgspec.json.encode({"number": n})) for n in numbers]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "kwsiem.db"
+
+
+@pytest.fixture
+def outbox(path):
+    box = Outbox(path, ["a", "b"])
+    yield box
+    box.close()
+
+
+def test_an_alert_waits_for_each_output_until_that_one_settles_it(outbox):
+    assert outbox.put(items(0, 3)) == 3
+    seqs = [stored.seq for stored in outbox.waiting("a", 10)]
+    assert [stored.id for stored in outbox.waiting("a", 2)] == ["id-0", "id-1"]
+    outbox.settle("a", seqs[:1], seqs[1:2], [(seqs[2], "refused")])
+    assert outbox.waiting("a", 10) == []
+    assert len(outbox.waiting("b", 10)) == 3
+    account = outbox.ledger()["a"]
+    assert (account.raised, account.delivered, account.filtered, account.dead, account.waiting) == (
+        3,
+        1,
+        1,
+        1,
+        0,
+    )
+    assert balanced(outbox.ledger())
+    assert outbox.dead_letters("a") == [("id-2", "refused")]
+
+
+def test_a_repeated_id_is_counted_and_not_stored_twice(outbox):
+    outbox.put(items(0, 3))
+    assert outbox.put(items(1, 4)) == 1
+    assert outbox.duplicates() == 2
+    assert [s.id for s in outbox.waiting("a", 10)] == ["id-0", "id-1", "id-2", "id-3"]
+    assert [s.seq for s in outbox.waiting("a", 10)] == [1, 2, 3, 4], "no gap where the repeats were"
+
+
+def test_everything_is_there_after_opening_it_again(path):
+    box = Outbox(path, ["a"])
+    box.put(items(0, 5))
+    box.settle("a", [1, 2], [], [])
+    box.close()
+    box = Outbox(path, ["a"])
+    assert [s.id for s in box.waiting("a", 10)] == ["id-2", "id-3", "id-4"]
+    assert box.ledger()["a"].delivered == 2
+    assert balanced(box.ledger())
+    box.close()
+
+
+def test_a_new_output_begins_with_the_next_alert(path):
+    box = Outbox(path, ["a"])
+    box.put(items(0, 5))
+    box.close()
+    box = Outbox(path, ["a", "new"])
+    box.put(items(5))
+    assert [s.id for s in box.waiting("new", 10)] == ["id-5"]
+    assert box.ledger()["new"].raised == 1
+    box.close()
+
+
+def test_recent_gives_the_latest_first(outbox, path):
+    outbox.put(items(0, 10))
+    assert [found["number"] for found in outbox.recent(3)] == [9, 8, 7]
+    assert recent_alerts(path, 3) == outbox.recent(3)
+    assert recent_alerts(path.with_name("none.db"), 3) == []
+
+
+def test_only_so_much_history_is_kept_and_nothing_that_waits_is_removed(path):
+    box = Outbox(path, ["a", "b"], history=10)
+    box.put(items(0, 100))
+    box.settle("a", list(range(1, 101)), [], [])
+    box.prune()
+    assert len(box.recent(1000)) == 100, "b has not settled them"
+    box.settle("b", list(range(1, 51)), [], [])
+    box.prune()
+    assert len(box.recent(1000)) == 50
+    box.settle("b", list(range(51, 101)), [], [])
+    assert box.prune() == 0
+    assert [found["number"] for found in box.recent(1000)] == list(range(99, 89, -1))
+    assert balanced(box.ledger())
+    box.close()
+
+
+def test_beyond_its_size_the_oldest_are_dropped_and_counted(path):
+    box = Outbox(path, ["a", "b"], max_bytes=200_000)
+    for first in range(0, 4000, 500):
+        box.put([Item(f"id-{n}", 8, b"x" * 500) for n in range(first, first + 500)])
+    box.settle("b", list(range(1, 4001)), [], [])
+    dropped = 0
+    for _ in range(10):
+        dropped += box.prune()
+    account = box.ledger()["a"]
+    assert dropped == account.dropped > 0
+    assert account.waiting == len(box.waiting("a", 10_000)) == 4000 - account.dropped
+    assert box.ledger()["b"].dropped == 0
+    assert balanced(box.ledger())
+    box.close()
+
+
+def test_what_was_dropped_while_it_was_being_sent_is_counted_once(path):
+    box = Outbox(path, ["a"], max_bytes=1)
+    box.put(items(0, 10))
+    seqs = [s.seq for s in box.waiting("a", 10)]
+    assert box.prune() == 10
+    box.settle("a", seqs, [], [])
+    account = box.ledger()["a"]
+    assert (account.delivered, account.dropped) == (0, 10)
+    assert account.balanced
+    box.close()
+
+
+@pytest.mark.parametrize("damage", ["garbage", "cut", "middle", "version"])
+def test_a_corrupt_file_is_moved_aside_and_a_new_outbox_begun(path, damage):
+    box = Outbox(path, ["a"])
+    box.put([Item(f"id-{n}", 8, b"x" * 3000) for n in range(200)])
+    box.close()
+    data = bytearray(path.read_bytes())
+    if damage == "garbage":
+        data = bytearray(b"not a database at all" * 500)
+    elif damage == "cut":
+        del data[5000:]
+    elif damage == "middle":
+        data[4096:40960] = b"\xa5" * (40960 - 4096)
+    path.write_bytes(bytes(data))
+    if damage == "version":
+        db = sqlite3.connect(path)
+        db.execute("PRAGMA user_version = 99")
+        db.close()
+    box = Outbox(path, ["a"])
+    assert box.put(items(1000)) == 1
+    assert re.fullmatch(r"kwsiem\.db\.corrupt-\d+", box.corrupt_path.name)
+    assert box.corrupt_path.exists()
+    assert [s.id for s in box.waiting("a", 10)] == ["id-1000"]
+    assert balanced(box.ledger())
+    box.close()
+    again = Outbox(path, ["a"])
+    assert again.corrupt_path is None, "the new file is good"
+    again.close()
+
+
+def test_a_file_found_corrupt_while_running_is_replaced_once_for_all_threads(path):
+    box = Outbox(path, ["a"])
+    box.put([Item(f"id-{n}", 8, b"x" * 3000) for n in range(200)])
+    box.close()
+    data = bytearray(path.read_bytes())
+    data[80_000:400_000] = b"\xa5" * 320_000
+    path.write_bytes(bytes(data))
+    box = Outbox(path, ["a"])
+    errors = []
+
+    def read():
+        try:
+            box.waiting("a", 1000)
+        except sqlite3.DatabaseError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors, "the damage was found"
+    assert box.put(items(1000)) == 1
+    assert [s.id for s in box.waiting("a", 1000)] == ["id-1000"]
+    assert len([p for p in path.parent.iterdir() if re.fullmatch(r"kwsiem\.db\.corrupt-\d+", p.name)]) == 1
+    box.close()
+
+
+def test_a_disk_that_takes_nothing_stores_nothing_of_the_group(outbox):
+    outbox.put(items(0))
+    outbox._durable.execute("PRAGMA max_page_count = 1")  # SQLite refuses to grow the file: SQLITE_FULL
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        outbox.put([Item(f"big-{n}", 8, b"x" * 9000) for n in range(20)])
+    assert outbox.ledger()["a"].raised == 1
+    outbox._durable.execute("PRAGMA max_page_count = 1000000")
+    assert outbox.put([Item(f"big-{n}", 8, b"x" * 9000) for n in range(20)]) == 20
+    assert balanced(outbox.ledger())
+
+
+CHILD = """
+import sys, threading
+from pathlib import Path
+from kwsiem.outbox import Item, Outbox
+box = Outbox(Path(sys.argv[1]), ["a", "b"])
+sent = open(sys.argv[2], "ab", buffering=0)
+def carry(name):
+    while True:
+        batch = box.waiting(name, 7)
+        if name == "a":
+            for stored in batch:
+                sent.write(stored.id.encode() + b"\\n")
+        if batch:
+            box.settle(name, [s.seq for s in batch], [], [])
+for name in ("a", "b"):
+    threading.Thread(target=carry, args=(name,), daemon=True).start()
+number = int(sys.argv[3])
+while True:
+    group = [Item(f"id-{n}", 5, b"x" * (n % 4000)) for n in range(number, number + 1 + number % 5)]
+    box.put(group)
+    number += len(group)
+    sys.stdout.write(f"{number}\\n"); sys.stdout.flush()
+"""
+
+
+def test_nothing_that_was_durable_is_lost_by_kill_9(path, tmp_path):
+    """A child stores, delivers and settles without pause and is killed at random moments, twelve times."""
+    moments = random.Random(7)
+    sent = tmp_path / "sent"
+    next_number = 0
+    for _ in range(12):
+        child = subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(path), str(sent), str(next_number)], stdout=subprocess.PIPE
+        )
+        assert child.stdout
+        durable = next_number
+        for _ in range(moments.randrange(1, 60)):
+            durable = int(child.stdout.readline())
+        select.select([], [], [], moments.random() * 0.01)
+        os.kill(child.pid, signal.SIGKILL)
+        rest = child.stdout.read().split()
+        durable = int(rest[-1]) if rest and rest[-1].isdigit() else durable
+        child.wait()
+        child.stdout.close()
+        box = Outbox(path, ["a", "b"])
+        assert box.corrupt_path is None
+        accounts = box.ledger()
+        assert balanced(accounts)
+        for name, account in accounts.items():
+            assert len(box.waiting(name, 10**6)) == account.waiting
+        next_number = accounts["a"].raised
+        assert next_number >= durable, "what was said to be durable is on disk"
+        waiting = {s.id for s in box.waiting("a", 10**6)}
+        delivered = set(sent.read_text().split())
+        assert waiting | delivered == {f"id-{n}" for n in range(next_number)}, (
+            "each one waits or was delivered"
+        )
+        box.close()
+
+
+class Accounts(RuleBasedStateMachine):
+    """Any order of storing, settling, pruning and reopening keeps every account balanced."""
+
+    @initialize(path=st.just(None))
+    def begin(self, path):
+        import tempfile
+        from pathlib import Path
+
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = Path(self.folder.name) / "kwsiem.db"
+        self.box = Outbox(self.path, ["a", "b"], history=20, max_bytes=100_000)
+        self.number = 0
+
+    @rule(count=st.integers(1, 60), repeat=st.integers(0, 10), size=st.integers(1, 2000))
+    def put(self, count, repeat, size):
+        start = max(0, self.number - repeat)
+        self.box.put([Item(f"id-{n}", 5, b"x" * size) for n in range(start, self.number + count)])
+        self.number += count
+
+    @rule(name=st.sampled_from("ab"), limit=st.integers(1, 50), kinds=st.randoms())
+    def settle(self, name, limit, kinds):
+        fate = {"delivered": [], "filtered": [], "dead": []}
+        for stored in self.box.waiting(name, limit):
+            fate[kinds.choice(list(fate))].append(stored.seq)
+        self.box.settle(name, fate["delivered"], fate["filtered"], [(seq, "why") for seq in fate["dead"]])
+
+    @rule()
+    def prune(self):
+        self.box.prune()
+
+    @rule(names=st.sampled_from([["a", "b"], ["a"], ["b", "a"]]))
+    def reopen(self, names):
+        self.box.close()
+        self.box = Outbox(self.path, names, history=20, max_bytes=100_000)
+        self.box.close()
+        self.box = Outbox(self.path, ["a", "b"], history=20, max_bytes=100_000)
+
+    @invariant()
+    def accounts_balance(self):
+        if hasattr(self, "box"):
+            for name, account in self.box.ledger().items():
+                assert account.balanced
+                assert account.waiting == len(self.box.waiting(name, 10**6))
+
+    def teardown(self):
+        if hasattr(self, "box"):
+            self.box.close()
+            self.folder.cleanup()
+
+
+TestAccounts = Accounts.TestCase
+TestAccounts.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
