@@ -43,7 +43,7 @@ from kwsiem.messages import (
     Stop,
 )
 from kwsiem.rules.watch import Loaded, RuleFiles
-from kwsiem.sensor.catalog import Catalog, lint_probe, read_catalog
+from kwsiem.sensor.catalog import BTF, Catalog, lint_probe, read_catalog
 from kwsiem.sensor.child import bpftrace_version
 from kwsiem.sensor.supervisor import TRACING, Supervisor
 from kwsiem.sensor.worker import Worker
@@ -102,7 +102,7 @@ class Appliance:
             self._step(TICK_S)
             now_s = clock.monotonic_s()
             self._start_workers(now_s)
-            self.supervisor.tick(now_s, listening=self.engine.ready)
+            self.supervisor.tick(now_s, listening=self.engine.listening(now_s))
             self._follow_rules(now_s)
             if now_s >= next_look_s:
                 next_look_s = now_s + LOOK_S
@@ -185,6 +185,11 @@ class Appliance:
     # -- engine and courier --------------------------------------------------------------------------
 
     def _start_workers(self, now_s: float) -> None:
+        for worker in (self.engine, self.courier):
+            if worker.hangs(now_s):
+                log.error("process hangs, is killed", extra={"which": worker.name, "pid": worker.pid})
+                worker.heard_s = now_s
+                worker.kill()
         if self.courier.due(now_s):
             link = self.courier.start(now_s)
             settings: dict[str, Any] = msgspec.to_builtins(self.settings)
@@ -207,11 +212,12 @@ class Appliance:
     def _serve(self, worker: Worker[Any], take: Callable[[Any], None]) -> None:
         link: Link[Any] | None = worker.link
         assert link is not None
-        self.wait_for(link.fileno(), lambda: self._receive(link, take))
+        self.wait_for(link.fileno(), lambda: self._receive(worker, link, take))
         self.wait_for(worker.pidfd, lambda: self._worker_ended(worker))
 
-    def _receive(self, link: Link[Any], take: Callable[[Any], None]) -> None:
+    def _receive(self, worker: Worker[Any], link: Link[Any], take: Callable[[Any], None]) -> None:
         """Messages of one process; a bad one is counted and that is all it can do."""
+        worker.heard_s = clock.monotonic_s()
         for _ in range(256):
             try:
                 received = link.receive()
@@ -395,9 +401,9 @@ def check_host(settings: Settings) -> tuple[int, int, int]:
     version = bpftrace_version(settings.bpftrace)
     if not (TRACING / "events").is_dir():
         raise UnavailableError(f"no tracefs at {TRACING}; mount it: mount -t tracefs tracefs {TRACING}")
-    if not Path("/sys/kernel/btf/vmlinux").exists():
+    if not BTF.exists():
         raise UnavailableError(
-            "this kernel has no BTF (/sys/kernel/btf/vmlinux); it needs CONFIG_DEBUG_INFO_BTF=y,"
+            f"this kernel has no BTF ({BTF}); it needs CONFIG_DEBUG_INFO_BTF=y,"
             " which the kernels of Debian 11+ and Ubuntu 20.10+ have"
         )
     rights.account(settings.user)

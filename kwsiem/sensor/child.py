@@ -23,7 +23,7 @@ from kwsiem.errors import UnavailableError
 PIPE_BYTES: Final = 2**20
 CONSOLE_BYTES: Final = 16 * 1024
 STOP_S: Final = 2.0
-_VERSION: Final = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?")
+_VERSION: Final = re.compile(r"bpftrace v?(\d+)\.(\d+)(?:\.(\d+))?")
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 Version = tuple[int, int, int]

@@ -17,6 +17,11 @@ FIRST_S: Final = 0.1
 MOST_S: Final = 10.0
 STEADY_S: Final = 30.0
 
+#: Both say how they are each second. Who is silent this long is not blamed on others (it may be stopped) …
+SILENT_S: Final = 2.5
+#: … and who is silent this long hangs, and is killed and started again.
+HUNG_S: Final = 30.0
+
 Incoming = TypeVar("Incoming")
 
 
@@ -36,6 +41,7 @@ class Worker(Generic[Incoming]):
         self.pid = 0
         self.pidfd = -1
         self.since_s = 0.0
+        self.heard_s = 0.0
         self.stopping = False
         self._incoming = incoming
         self._alerts = alerts
@@ -66,7 +72,7 @@ class Worker(Generic[Incoming]):
         theirs.close()
         self.pid = self._process.pid
         self.pidfd = os.pidfd_open(self.pid)
-        self.since_s = now_s
+        self.since_s = self.heard_s = now_s
         self.ready = False
         self.link = Link(ours, self._incoming)
         return self.link
@@ -86,6 +92,14 @@ class Worker(Generic[Incoming]):
         self._due_s = now_s + self._delay_s
         self.restarts += 1
         return status
+
+    def listening(self, now_s: float) -> bool:
+        """Whether it has said something lately."""
+        return self.ready and now_s - self.heard_s < SILENT_S
+
+    def hangs(self, now_s: float) -> bool:
+        """Whether it has been silent for so long that it must be started again."""
+        return self.running and now_s - self.heard_s > HUNG_S
 
     def kill(self) -> None:
         """SIGKILL, when it does not end by itself."""

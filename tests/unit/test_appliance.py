@@ -1,0 +1,56 @@
+"""What a host must have before the appliance starts, each lack in a sentence that says what to do."""
+
+import os
+
+import pytest
+
+from kwsiem import appliance
+from kwsiem.config import Settings
+from kwsiem.errors import ConfigError, UnavailableError
+
+SETTINGS = Settings(host="h")
+
+
+@pytest.fixture
+def root(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+
+
+def test_not_root(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(UnavailableError, match="needs root"):
+        appliance.check_host(SETTINGS)
+
+
+def test_no_bpftrace(root):
+    with pytest.raises(UnavailableError, match="apt-get install bpftrace"):
+        appliance.check_host(Settings(bpftrace="/no/such/bpftrace"))
+
+
+def test_something_else_called_bpftrace(root):
+    with pytest.raises(UnavailableError, match="that is not bpftrace"):
+        appliance.check_host(Settings(bpftrace="/bin/echo"))
+
+
+def test_no_tracefs(root, monkeypatch, tmp_path):
+    monkeypatch.setattr(appliance, "bpftrace_version", lambda _: (0, 17, 0))
+    monkeypatch.setattr(appliance, "TRACING", tmp_path)
+    with pytest.raises(UnavailableError, match="mount -t tracefs"):
+        appliance.check_host(SETTINGS)
+
+
+def test_no_btf(root, monkeypatch, tmp_path):
+    (tmp_path / "events").mkdir()
+    monkeypatch.setattr(appliance, "bpftrace_version", lambda _: (0, 17, 0))
+    monkeypatch.setattr(appliance, "TRACING", tmp_path)
+    monkeypatch.setattr(appliance, "BTF", tmp_path / "none")
+    with pytest.raises(UnavailableError, match="CONFIG_DEBUG_INFO_BTF"):
+        appliance.check_host(SETTINGS)
+
+
+def test_a_state_folder_that_the_user_cannot_reach(tmp_path):
+    if os.geteuid() != 0:
+        pytest.fail("the unit tests of the sensor need root; run: sudo make test")
+    tmp_path.chmod(0o700)
+    with pytest.raises(ConfigError, match=r"cannot get there.*chmod o\+x"):
+        appliance.prepare_state(Settings(state_dir=str(tmp_path / "state"), user="nobody"))
