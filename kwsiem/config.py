@@ -29,7 +29,8 @@ class OutputSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """One destination of alerts.
 
     ``format`` empty means the type's default: console text, file ecs, syslog cef. ``level`` is the least
-    level that is sent. ``path`` is the file to write, or the unix socket of syslog.
+    level that is sent. ``path`` is the file to write, or the unix socket of syslog (default /dev/log).
+    ``header`` empty means RFC 5424, but for /dev/log the short one that syslog daemons expect there.
     """
 
     name: str
@@ -41,6 +42,7 @@ class OutputSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     host: str = "127.0.0.1"
     port: int = 514
     framing: Literal["octet-counting", "newline"] = "octet-counting"
+    header: Literal["", "rfc5424", "local"] = ""
     facility: str = "local6"
     app_name: str = "kwsiem"
     timeout_s: float = 5.0

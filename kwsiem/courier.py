@@ -87,7 +87,7 @@ def make_renderer(settings: OutputSettings) -> Callable[[bytes], bytes]:
     render = FORMATS[settings.format or default]
     if settings.type != "syslog":
         return lambda data: render(msgspec.json.decode(data)).encode() + b"\n"
-    head = local_header if settings.transport == "unix" else header
+    head = local_header if _is_local(settings) else header
     most = MAX_UDP_BYTES if settings.transport == "udp" else MAX_STREAM_BYTES
     pid = os.getpid()
 
@@ -100,6 +100,13 @@ def make_renderer(settings: OutputSettings) -> Callable[[bytes], bytes]:
         return begin.encode() + line.encode()
 
     return syslog
+
+
+def _is_local(settings: OutputSettings) -> bool:
+    """Whether messages get the header of the local socket; by default only where stock daemons expect it."""
+    if settings.header:
+        return settings.header == "local"
+    return settings.transport == "unix" and (settings.path or LOCAL_SOCKET) == LOCAL_SOCKET
 
 
 class CourierProcess:
@@ -227,8 +234,10 @@ class CourierProcess:
 
     def _acknowledge(self) -> bool:
         """Tell the engine what is on disk; False when the link does not take it now."""
-        if self._unacknowledged and self.alerts.send(AlertsDurable(numbers=self._unacknowledged)):
-            self._unacknowledged = []
+        if not self._unacknowledged:
+            return True
+        if self.alerts.send(AlertsDurable(numbers=self._unacknowledged)) or self.alerts.closed:
+            self._unacknowledged = []  # an engine that has gone waits for nothing
         return not self._unacknowledged
 
     def _item(self, message: AlertRaised) -> Item | None:

@@ -80,13 +80,9 @@ class Link(Generic[Incoming]):
         (its descriptors are closed first, so that a bad peer cannot use ours up).
         """
         try:
-            packet, ancillary, flags, _ = self._socket.recvmsg(
-                MAX_MESSAGE_BYTES, socket.CMSG_SPACE(4 * 8), socket.MSG_CMSG_CLOEXEC
-            )
+            packet, ancillary, flags, _ = self._next_packet()
         except BlockingIOError:
             return None
-        except ConnectionResetError:
-            packet, ancillary, flags = b"", [], 0
         fds = [fd for _, kind, data in ancillary if kind == socket.SCM_RIGHTS for fd in _descriptors(data)]
         if not packet:
             self.closed = True
@@ -101,6 +97,16 @@ class Link(Generic[Incoming]):
         except LinkError:
             _close_all(fds)
             raise
+
+    def _next_packet(self) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
+        """One packet, empty at end of file; raises BlockingIOError when there is none now."""
+        room = socket.CMSG_SPACE(4 * 8)
+        try:
+            return self._socket.recvmsg(MAX_MESSAGE_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+        except ConnectionResetError:
+            # The peer went without reading all of ours. The kernel says so once, ahead of the packets
+            # that the peer sent before: these still wait (net/unix/af_unix.c, unix_release_sock).
+            return self._socket.recvmsg(MAX_MESSAGE_BYTES, room, socket.MSG_CMSG_CLOEXEC)
 
     def close(self) -> None:
         """Close our end."""

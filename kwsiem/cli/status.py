@@ -55,7 +55,7 @@ def faults(status: dict[str, Any]) -> list[str]:
         if process["state"] != "ready"
     ]
     found += [
-        f"output {output['name']} is failing: {output.get('error', '')}"
+        f"output {output['name']} is failing: {output.get('last_error', '')}"
         for output in status["courier"].get("outputs", [])
         if output.get("state") == "failing"
     ]

@@ -29,7 +29,7 @@ MAX_UDP_BYTES: Final = 1024
 MAX_STREAM_BYTES: Final = 8000
 
 _NOT_PRINTABLE: Final = re.compile(r"[^\x21-\x7e]")
-_TIMESTAMP: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?Z\Z", re.ASCII)
+_TIMESTAMP: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.(\d{3})Z\Z", re.ASCII)
 _NIL: Final = "-"
 
 
@@ -42,10 +42,15 @@ def priority(document: Mapping[str, Any], facility: str) -> int:
 
 
 def header(document: Mapping[str, Any], facility: str, app_name: str, process_id: int) -> str:
-    """The RFC 5424 header of an alert with the space before the message: MSGID is the rule."""
+    """The RFC 5424 header of an alert with the space before the message: MSGID is the rule.
+
+    The time has all six digits of a fraction: rsyslog 8.2302 makes .000123 of .123 where a template asks
+    for UTC (measured).
+    """
     timestamp = fact(document, "@timestamp")
+    found = _TIMESTAMP.match(timestamp) if isinstance(timestamp, str) else None
     fields = (
-        timestamp if isinstance(timestamp, str) and _TIMESTAMP.match(timestamp) else _NIL,
+        f"{found[1]}.{found[2]}000Z" if found else _NIL,
         _printable(fact(document, "host.name"), 255),
         _printable(app_name, 48),
         str(process_id),

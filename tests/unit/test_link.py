@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kwsiem.errors import LinkError
@@ -86,3 +87,22 @@ def test_the_end_of_the_peer_is_seen(ends):
     assert sensor.receive() is None
     assert sensor.closed
     assert not sensor.send(Stop())
+
+
+def test_what_a_peer_sent_before_it_was_killed_is_read_although_it_left_ours_unread(ends):
+    sensor, engine = ends
+    sensor.send(Stop())
+    for number in range(3):
+        engine.send(Ready(pid=number))
+    engine.close()
+    assert [sensor.receive()[0].pid for _ in range(3)] == [0, 1, 2]
+    assert sensor.receive() is None
+    assert sensor.closed
+
+
+def test_a_message_nested_without_end_is_refused(ends):
+    sensor, engine = ends
+    head = msgspec.msgpack.encode({"type": "stats", "values": 0})[:-1]
+    engine._socket.send(head + b"\x81\xa1x" + b"\x91" * 50_000 + b"\x01")
+    with pytest.raises(LinkError):
+        sensor.receive()

@@ -17,7 +17,7 @@ ANY = st.text(st.characters(exclude_categories=[]), max_size=300)
 
 def test_the_header_of_a_scan(scan):
     line = syslog.header(scan, "local6", "kwsiem", 2211)
-    assert line == "<179>1 2026-01-02T03:04:06.123Z gw01.example.net kwsiem 2211 tcp-port-scan - "
+    assert line == "<179>1 2026-01-02T03:04:06.123000Z gw01.example.net kwsiem 2211 tcp-port-scan - "
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,246 @@
+import random
+import sqlite3
+import threading
+
+import pytest
+
+from kwsiem.errors import OutputError
+from kwsiem.outbox import Item, Outbox
+from kwsiem.outputs.base import UNCONFIRMED
+from kwsiem.outputs.worker import BACKOFF_FIRST_S, BACKOFF_MOST_S, BATCH_ALERTS, CHECK_S, Worker, WorkerThread
+
+
+class FakeOutput:
+    """Takes what it is told to take; ``script`` holds the errors of the next calls of send."""
+
+    label = UNCONFIRMED
+
+    def __init__(self):
+        self.taken = []
+        self.script = []
+        self.opened = self.checked = self.closed = 0
+        self.down = ""
+
+    def open(self):
+        if self.down:
+            raise OutputError(self.down)
+        self.opened += 1
+
+    def check(self):
+        self.checked += 1
+        if self.down:
+            raise OutputError(self.down)
+
+    def send(self, batch):
+        if self.down:
+            raise OutputError(self.down)
+        error = self.script.pop(0) if self.script else None
+        taken = batch if error is None else batch[: error.sent]
+        self.taken += [alert.data for alert in taken]
+        if error:
+            raise error
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.fixture
+def outbox(tmp_path):
+    box = Outbox(tmp_path / "kwsiem.db", ["out"])
+    yield box
+    box.close()
+
+
+@pytest.fixture
+def output():
+    return FakeOutput()
+
+
+@pytest.fixture
+def states():
+    return []
+
+
+@pytest.fixture
+def worker(outbox, output, states):
+    return Worker(
+        "out", output, outbox, bytes.upper, min_severity=5,
+        on_state=lambda *change: states.append(change), random_source=random.Random(1),
+    )  # fmt: skip
+
+
+def put(outbox, *names, severity=8):
+    outbox.put([Item(name, severity, name.encode()) for name in names])
+
+
+def account(outbox):
+    found = outbox.ledger()["out"]
+    assert found.balanced
+    return found
+
+
+def test_alerts_are_rendered_sent_in_order_and_counted(worker, outbox, output):
+    put(outbox, "a", "b", "c")
+    assert worker.step(0.0) == 0.0
+    assert output.taken == [b"A", b"B", b"C"]
+    assert account(outbox).delivered == 3
+    assert worker.step(0.0) == CHECK_S, "nothing waits any more"
+
+
+def test_what_is_below_the_level_is_counted_as_filtered(worker, outbox, output):
+    put(outbox, "a")
+    put(outbox, "low", severity=3)
+    put(outbox, "b", severity=5)
+    worker.step(0.0)
+    assert output.taken == [b"A", b"B"]
+    assert (account(outbox).delivered, account(outbox).filtered) == (2, 1)
+
+
+def test_a_failed_batch_waits_and_is_tried_again_with_growing_back_off(worker, outbox, output):
+    put(outbox, "a", "b")
+    output.down = "connection refused"
+    now_s, waits = 0.0, []
+    for _ in range(40):
+        waits.append(worker.step(now_s))
+        assert worker.step(now_s) == pytest.approx(waits[-1]), "not before its time"
+        now_s += waits[-1]
+    assert all(BACKOFF_FIRST_S <= wait <= BACKOFF_MOST_S for wait in waits)
+    assert max(waits[:3]) <= 0.4
+    assert max(waits[15:]) > 30
+    assert account(outbox).waiting == 2
+    output.down = ""
+    assert worker.step(now_s) == 0.0
+    assert output.taken == [b"A", b"B"]
+    put(outbox, "c")
+    output.down = "again"
+    assert worker.step(now_s) <= 0.2, "the back-off begins anew after a success"
+
+
+def test_the_part_that_was_taken_is_not_sent_again(worker, outbox, output):
+    put(outbox, "a", "b", "c")
+    output.script = [OutputError("gone", sent=2)]
+    wait_s = worker.step(0.0)
+    assert account(outbox).delivered == 2
+    worker.step(wait_s)
+    assert output.taken == [b"A", b"B", b"C"]
+
+
+def test_what_is_refused_for_good_becomes_a_dead_letter_and_the_rest_goes_on(worker, outbox, output):
+    put(outbox, "a", "b", "c", "d")
+    output.script = [
+        OutputError("too\nlong", retryable=False, sent=1),
+        OutputError("odd", retryable=False, sent=1),
+    ]
+    assert worker.step(0.0) == 0.0
+    assert output.taken == [b"A", b"C"]
+    assert (account(outbox).delivered, account(outbox).dead) == (2, 2)
+    assert outbox.dead_letters("out") == [("b", "too long"), ("d", "odd")]
+    assert worker.state == "ready"
+
+
+def test_a_refusal_and_then_an_outage_in_one_batch_are_both_accounted_for(worker, outbox, output):
+    put(outbox, "a", "b", "c", "d")
+    put(outbox, "low", severity=0)
+    output.script = [OutputError("odd", retryable=False, sent=1), OutputError("gone", sent=1)]
+    wait_s = worker.step(0.0)
+    assert (account(outbox).delivered, account(outbox).dead, account(outbox).waiting) == (2, 1, 2)
+    worker.step(wait_s)
+    assert output.taken == [b"A", b"C", b"D"]
+    assert (account(outbox).delivered, account(outbox).dead, account(outbox).filtered) == (3, 1, 1)
+
+
+def test_an_alert_that_cannot_be_rendered_does_not_hold_up_the_others(outbox, output, caplog):
+    def render(document):
+        if document == b"b":
+            raise KeyError("event")
+        if document == b"c":
+            raise OutputError("larger than 10 bytes", retryable=False)
+        return document
+
+    put(outbox, "a", "b", "c", "d")
+    Worker("out", output, outbox, render).step(0.0)
+    assert output.taken == [b"a", b"d"]
+    assert dict(outbox.dead_letters("out")) == {
+        "b": "cannot be rendered: KeyError: 'event'",
+        "c": "larger than 10 bytes",
+    }
+    assert account(outbox).balanced
+    assert "alert b cannot be rendered" in caplog.text
+
+
+def test_changes_of_state_are_told_once_with_the_reason(worker, outbox, output, states):
+    worker.step(0.0)
+    worker.step(1.0)
+    output.down = "refused"
+    wait_s = worker.step(2.0)
+    worker.step(2.0 + wait_s)
+    output.down = ""
+    worker.step(100.0)
+    assert states == [("ready", "starting", ""), ("failing", "ready", "refused"), ("ready", "failing", "")]
+    assert worker.stats()["last_error"] == "refused"
+    assert worker.stats()["label"] == "sent, unconfirmed"
+
+
+def test_an_idle_output_is_checked_and_opened_again_after_a_failure(worker, output):
+    worker.step(0.0)
+    assert (output.opened, output.checked) == (1, 1)
+    output.down = "closed by peer"
+    worker.step(1.0)
+    output.down = ""
+    worker.step(10.0)
+    assert output.opened == 2
+
+
+def test_an_unexpected_fault_of_an_output_is_a_failure_not_an_end(worker, outbox, output, caplog):
+    put(outbox, "a")
+    output.send = lambda batch: 1 / 0
+    assert worker.step(0.0) > 0
+    assert worker.state == "failing"
+    assert "ZeroDivisionError" in worker.last_error
+    assert "failed unexpectedly" in caplog.text
+    assert account(outbox).waiting == 1
+
+
+def test_an_outbox_that_cannot_be_read_is_a_failure_not_an_end(worker, outbox, monkeypatch, caplog):
+    def broken(*_):
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(outbox, "waiting", broken)
+    assert worker.step(0.0) > 0
+    assert worker.last_error == "outbox: disk I/O error"
+
+
+def test_large_backlogs_go_in_bounded_batches(worker, outbox, output):
+    put(outbox, *[f"a{n}" for n in range(BATCH_ALERTS * 2 + 1)])
+    rounds = 0
+    while worker.step(0.0) == 0.0:
+        rounds += 1
+    assert rounds == 3
+    assert len(output.taken) == BATCH_ALERTS * 2 + 1
+
+
+def test_a_thread_carries_what_waits_and_ends_when_nothing_does(worker, outbox, output):
+    from kwsiem.clock import monotonic_s
+
+    thread = WorkerThread(worker)
+    put(outbox, "a", "b")
+    thread.stop(monotonic_s() + 20)
+    assert thread.join(20)
+    assert output.taken == [b"A", b"B"]
+    assert output.closed
+
+
+def test_a_thread_with_a_dead_output_ends_at_its_deadline(worker, outbox, output):
+    from kwsiem.clock import monotonic_s
+
+    failed = threading.Event()
+    worker._on_state = lambda state, *_: failed.set() if state == "failing" else None
+    output.down = "refused"
+    put(outbox, "a")
+    thread = WorkerThread(worker)
+    assert failed.wait(20)
+    before_s = monotonic_s()
+    thread.stop(before_s + 0.05)
+    assert thread.join(20)
+    assert monotonic_s() - before_s < 10
+    assert account(outbox).waiting == 1

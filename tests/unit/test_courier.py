@@ -1,0 +1,339 @@
+"""The real courier process, driven over its two links as the sensor and the engine do it."""
+
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from kwsiem import rights
+from kwsiem.config import OutputSettings, Settings
+from kwsiem.document import document
+from kwsiem.link import Link, link_pair
+from kwsiem.messages import (
+    AlertRaised,
+    AlertsDurable,
+    CourierStart,
+    CourierToEngine,
+    FromCourier,
+    OwnEvent,
+    Ready,
+    Stats,
+    Stop,
+)
+from kwsiem.outbox import recent_alerts
+
+DEADLINE_S = 20.0
+WITHOUT_STDOUT = "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+
+
+class Courier:
+    """One courier process and our ends of its links."""
+
+    def __init__(self, folder, outputs, *, launcher=()):
+        self.folder = folder
+        ours, theirs = link_pair()
+        engine, courier = link_pair()
+        fds = (theirs.fileno(), courier.fileno())
+        argv = [sys.executable, *launcher, "-I", "-m", "kwsiem.courier"]
+        argv += ["--sensor-fd", str(fds[0]), "--alerts-fd", str(fds[1])]
+        self.log = (folder.parent / "log").open("ab")
+        self.stdout = (folder.parent / "stdout").open("ab")
+        self.process = subprocess.Popen(argv, pass_fds=fds, stdout=self.stdout, stderr=self.log)
+        self.raw_engine = engine
+        self.sensor = Link(ours, FromCourier)
+        self.engine = Link(engine, CourierToEngine)
+        theirs.close()
+        courier.close()
+        self.acknowledged = set()
+        self.messages = []
+        settings = Settings(state_dir=str(folder), outputs=tuple(outputs))
+        self.sensor.send(CourierStart(host="gw01", settings=msgspec.to_builtins(settings)))
+        self.wait(lambda: any(isinstance(m, Ready) for m in self.messages))
+
+    def raise_alerts(self, alerts, first=0):
+        for number, alert in enumerate(alerts, first):
+            while not self.engine.send(AlertRaised(number=number, alert=alert)):
+                self.pump(0.1)
+
+    def pump(self, timeout_s):
+        ready, _, _ = select.select(
+            [link for link in (self.sensor, self.engine) if not link.closed], [], [], timeout_s
+        )
+        for link in ready:
+            while (received := link.receive()) is not None:
+                if isinstance(received[0], AlertsDurable):
+                    self.acknowledged.update(received[0].numbers)
+                else:
+                    self.messages.append(received[0])
+
+    def wait(self, condition):
+        end_s = time.monotonic() + DEADLINE_S
+        while not condition():
+            assert time.monotonic() < end_s and self.process.poll() is None, (
+                self.folder.parent / "log"
+            ).read_text()
+            self.pump(0.2)
+
+    def stats(self):
+        """The next counters that the courier sends."""
+        before = len(self.messages)
+        self.wait(lambda: any(isinstance(m, Stats) for m in self.messages[before:]))
+        return next(m for m in reversed(self.messages) if isinstance(m, Stats)).values
+
+    def wait_stats(self, condition):
+        while not condition(values := self.stats()):
+            pass
+        return values
+
+    def stop(self):
+        self.sensor.send(Stop())
+        return self.ended()
+
+    def ended(self):
+        status = self.process.wait(DEADLINE_S)
+        self.close()
+        return status
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self.sensor.close()
+        self.engine.close()
+        self.log.close()
+        self.stdout.close()
+
+
+@pytest.fixture
+def folder():
+    """A state folder that belongs to the user of the courier and that it can get to."""
+    base = Path(tempfile.mkdtemp(prefix="kwsiem-courier-"))
+    base.chmod(0o755)
+    state = base / "state"
+    state.mkdir(mode=0o750)
+    if os.geteuid() == 0:
+        entry = rights.account("kwsiem")
+        os.chown(state, entry.pw_uid, entry.pw_gid)
+    yield state
+    shutil.rmtree(base)
+
+
+@pytest.fixture
+def start(folder):
+    started = []
+
+    def begin(*outputs, **options):
+        chosen = outputs or (OutputSettings(name="file", type="file", path=str(folder / "alerts.jsonl")),)
+        started.append(Courier(folder, chosen, **options))
+        return started[-1]
+
+    yield begin
+    for courier in started:
+        courier.close()
+
+
+def delivered(folder):
+    path = folder / "alerts.jsonl"
+    return (
+        [json.loads(line)["event"]["id"] for line in path.read_text().splitlines()] if path.exists() else []
+    )
+
+
+def test_alerts_are_acknowledged_when_durable_and_reach_the_output(start, folder, make_alert):
+    courier = start()
+    alerts = [make_alert(number=n) for n in range(300)]
+    courier.raise_alerts(alerts)
+    courier.wait(lambda: courier.acknowledged == set(range(300)))
+    assert {d["event"]["id"] for d in recent_alerts(folder / "kwsiem.db", 1000)} == {a.id for a in alerts}
+    values = courier.wait_stats(lambda v: v["outputs"][0]["waiting"] == 0)
+    assert values["balanced"] is True
+    output = values["outputs"][0]
+    assert (output["name"], output["state"], output["label"]) == ("file", "ready", "confirmed")
+    assert (output["raised"], output["delivered"]) == (300, 300)
+    assert values["alerts"] == {"received": 300, "rejected": 0, "duplicates": 0}
+    assert courier.stop() == 0
+    assert delivered(folder) == [alert.id for alert in alerts], "in order"
+    assert json.loads((folder / "alerts.jsonl").read_text().splitlines()[0]) == document(alerts[0])
+
+
+def test_a_repeated_alert_is_acknowledged_and_not_delivered_twice(start, folder, make_alert):
+    courier = start()
+    courier.raise_alerts([make_alert(), make_alert(), make_alert(number=1)])
+    courier.wait(lambda: courier.acknowledged == {0, 1, 2})
+    assert courier.stats()["alerts"]["duplicates"] == 1
+    courier.stop()
+    assert delivered(folder) == [make_alert().id, make_alert(number=1).id]
+
+
+def test_what_is_on_its_way_is_taken_when_told_to_stop(start, folder, make_alert):
+    courier = start()
+    alerts = [make_alert(number=n) for n in range(500)]
+    courier.raise_alerts(alerts)
+    assert courier.stop() == 0
+    assert set(delivered(folder)) == {alert.id for alert in alerts}
+
+
+def test_when_the_sensor_was_killed_everything_on_the_link_is_still_taken(start, folder, make_alert):
+    courier = start()
+    alerts = [make_alert(number=n) for n in range(1500)]
+    courier.raise_alerts(alerts)
+    courier.sensor.close()
+    courier.engine.close()
+    assert courier.ended() == 0
+    assert set(delivered(folder)) == {alert.id for alert in alerts}
+
+
+def test_sigint_is_left_to_the_sensor_and_sigterm_ends_cleanly(start, folder, make_alert):
+    courier = start()
+    courier.process.send_signal(signal.SIGINT)
+    courier.raise_alerts([make_alert()])
+    courier.wait(lambda: courier.acknowledged == {0})
+    courier.process.send_signal(signal.SIGTERM)
+    assert courier.ended() == 0
+    assert delivered(folder) == [make_alert().id]
+
+
+def test_malformed_messages_are_counted_and_the_next_alert_goes_through(start, make_alert):
+    courier = start()
+    good = msgspec.msgpack.encode(AlertRaised(number=7, alert=make_alert(values=[1])))
+    nested = good.replace(
+        msgspec.msgpack.encode({"values": [1]})[1:],
+        msgspec.msgpack.encode("values") + b"\x91" * 50_000 + b"\x01",
+    )
+    assert len(nested) > 50_000
+    for packet in (b"\xc1", b"garbage", good[:-5], nested, msgspec.msgpack.encode({"type": "stop"})):
+        courier.raw_engine.send(packet)
+    courier.raise_alerts([make_alert()], first=8)
+    courier.wait(lambda: courier.acknowledged == {8})
+    assert courier.wait_stats(lambda v: v["bad_messages"])["bad_messages"] == 5
+    assert courier.stop() == 0
+
+
+def test_hostile_values_of_a_taken_over_engine_are_stored_or_counted(start, make_alert):
+    courier = start()
+    odd = [
+        make_alert(
+            number=1, fields={"source.ip": b"bytes", "user.name": {"a": {"b": 1}}, "x" * 5000: 1, "": None}
+        ),
+        make_alert(
+            number=2,
+            raised_ns=-(2**63),
+            first_ns=2**64 - 1,
+            last_ns=0,
+            count=-5,
+            level="\x00",
+            state="\n" * 999,
+        ),
+        make_alert(
+            number=3, evidence=[{"": 1, "kind": 7}], identity={"a": float("nan")}, values=[None, [], {}]
+        ),
+    ]
+    courier.raise_alerts(odd)
+    courier.wait(lambda: courier.acknowledged == {0, 1, 2})
+    values = courier.stats()
+    assert values["balanced"]
+    assert values["alerts"]["received"] == 3
+    assert values["alerts"]["rejected"] == 0
+
+
+def test_a_failing_output_is_told_to_the_sensor_and_holds_up_nobody(start, folder, make_alert):
+    file = OutputSettings(name="file", type="file", path=str(folder / "alerts.jsonl"))
+    socket_path = str(folder / "no-such-socket")
+    siem = OutputSettings(name="siem", type="syslog", path=socket_path, level="critical")
+    courier = start(siem, file)
+    courier.raise_alerts([make_alert(level="critical"), make_alert(number=1)])
+    values = courier.wait_stats(lambda v: v["outputs"][1]["delivered"] == 2)
+    assert values["outputs"][0]["state"] == "failing"
+    assert socket_path in values["outputs"][0]["last_error"]
+    assert values["outputs"][0]["waiting"] == 2
+    assert values["balanced"]
+    courier.wait(lambda: sum(isinstance(m, OwnEvent) for m in courier.messages) >= 2)
+    events = {m.fields["output.name"]: m for m in courier.messages if isinstance(m, OwnEvent)}
+    assert events["siem"].kind == "output.state"
+    assert events["siem"].fields["output.state"] == "failing"
+    assert events["file"].fields["output.state"] == "ready"
+    began_s = time.monotonic()
+    assert courier.stop() == 0
+    assert time.monotonic() - began_s < 8, "a dead output does not hold up the end"
+
+
+def test_a_closed_standard_output_is_a_failing_console_and_no_damage(start, folder, make_alert):
+    console = OutputSettings(name="console", type="console")
+    file = OutputSettings(name="file", type="file", path=str(folder / "alerts.jsonl"))
+    courier = start(console, file, launcher=["-c", WITHOUT_STDOUT])
+    courier.raise_alerts([make_alert()])
+    values = courier.wait_stats(lambda v: v["outputs"][1]["delivered"] == 1)
+    assert values["outputs"][0]["state"] == "failing"
+    assert "no standard output" in values["outputs"][0]["last_error"]
+    assert courier.stop() == 0
+    assert recent_alerts(folder / "kwsiem.db", 10)[0]["event"]["id"] == make_alert().id
+
+
+def test_the_console_gets_a_line_for_each_alert(start, folder, make_alert):
+    courier = start(OutputSettings(name="console", type="console"))
+    courier.raise_alerts([make_alert(), make_alert(number=1)])
+    courier.stop()
+    lines = (folder.parent / "stdout").read_text().splitlines()
+    assert [line.split(" ")[1:3] for line in lines] == [["HIGH", "tcp-port-scan:"]] * 2
+
+
+def test_a_corrupt_outbox_is_reported_and_the_courier_goes_on(start, folder, make_alert):
+    (folder / "kwsiem.db").write_bytes(b"garbage" * 1000)
+    if os.geteuid() == 0:
+        entry = rights.account("kwsiem")
+        os.chown(folder / "kwsiem.db", entry.pw_uid, entry.pw_gid)
+    courier = start()
+    courier.raise_alerts([make_alert()])
+    values = courier.wait_stats(lambda v: v["outputs"][0]["delivered"] == 1)
+    assert "kwsiem.db.corrupt-" in values["corrupt_outbox"]
+    assert courier.stop() == 0
+
+
+def test_all_rights_are_given_up_and_files_are_closed_to_others(start, folder, make_alert):
+    courier = start()
+    courier.raise_alerts([make_alert()])
+    courier.wait_stats(lambda v: v["outputs"][0]["delivered"] == 1)
+    status = Path(f"/proc/{courier.process.pid}/status").read_text()
+    found = dict(line.split(":\t", 1) for line in status.splitlines())
+    assert found["NoNewPrivs"] == "1"
+    if os.geteuid() == 0:
+        assert found["CapEff"] == found["CapPrm"] == found["CapBnd"] == "0" * 16
+        assert "0" not in found["Uid"].split()
+    for path in folder.iterdir():
+        assert path.stat().st_mode & 0o007 == 0, path
+
+
+def test_nothing_is_lost_when_the_courier_is_killed_in_a_storm(start, folder, make_alert):
+    """As the engine does it: what is not acknowledged goes again to the next courier."""
+    alerts = [make_alert(number=n) for n in range(1500)]
+    waiting = dict(enumerate(alerts))
+    for kill_after in (1, 400, 900):
+        courier = start()
+        for number, alert in list(waiting.items()):
+            courier.raise_alerts([alert], first=number)
+            if number % 50 == 0:
+                courier.pump(0)
+        enough = min(kill_after, len(waiting))
+        while len(courier.acknowledged) < enough:
+            courier.pump(0.2)
+        courier.process.kill()
+        courier.process.wait()
+        courier.pump(0)
+        courier.close()
+        waiting = {n: a for n, a in waiting.items() if n not in courier.acknowledged}
+    last = start()
+    for number, alert in waiting.items():
+        last.raise_alerts([alert], first=number)
+    last.wait(lambda: set(waiting) <= last.acknowledged)
+    assert last.wait_stats(lambda v: v["outputs"][0]["waiting"] == 0)["balanced"]
+    assert last.stop() == 0
+    assert set(delivered(folder)) == {alert.id for alert in alerts}
