@@ -1,9 +1,9 @@
 """An alert is one finding about one identity: an incident that opens, is updated and closes.
 
 The engine makes :class:`Alert`, the courier and every format work on its ECS document
-(:func:`document`), a plain nested dictionary with own facts under ``kwsiem``. The id of an alert is
-derived from what it says, so that the same alert raised twice (a replay, a restart) has the same id and
-every receiver can recognise the repeat.
+(:func:`kwsiem.document.document`), a plain nested dictionary with own facts under ``kwsiem``. The id of
+an alert is derived from what it says, so that the same alert raised twice (a replay, a restart) has the
+same id and every receiver can recognise the repeat.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ from kwsiem.messages import (
     Stop,
     ToCourier,
 )
-from kwsiem.outbox import Item, Outbox
+from kwsiem.outbox import Item, Outbox, balanced
 from kwsiem.outputs.base import Output
 from kwsiem.outputs.console import ConsoleOutput
 from kwsiem.outputs.file import FileOutput
@@ -289,7 +289,7 @@ class CourierProcess:
             },
             "corrupt_outbox": str(self.outbox.corrupt_path or ""),
             "outputs": outputs,
-            "balanced": all(ledger.balanced for ledger in ledgers.values()),
+            "balanced": balanced(ledgers),
             "disk_error": self.disk_error,
             "bad_messages": self.bad_messages,
         }

@@ -113,11 +113,17 @@ class Courier:
     def _send(self, message: AlertRaised) -> bool:
         try:
             return self.link.send(message)
-        except LinkError:
-            # Too large: evidence is what can be spared, and the incident is what matters.
-            message.alert.evidence = message.alert.evidence[:1]
-            message.alert.values = message.alert.values[:10]
+        except (LinkError, UnicodeEncodeError):
+            # Too large, or text that no encoder takes: evidence can be spared, the incident matters.
+            alert = message.alert
+            alert.evidence, alert.values, alert.fields = [], [], {}
+        try:
             return self.link.send(message)
+        except (LinkError, UnicodeEncodeError) as error:
+            log.error("alert cannot be sent", extra={"rule": message.alert.rule_id, "error": str(error)})
+            self.dropped += 1
+            self._kept.pop(message.number, None)
+            return True
 
     def flush(self) -> None:
         """Send what the full buffer refused before, in order."""

@@ -4,7 +4,8 @@ Plain TCP has no acknowledgement: a write that succeeded is in a buffer of our k
 had not read when it ended is gone, with no error before the write after next. So the sender looks for the
 end of the connection before and after each batch, and once a second when idle, and keeps the last messages
 in a bounded :class:`Window`; after a reconnect they are sent again. A receiver that restarts loses nothing
-of them and gets some twice, with the same alert id. Bound: WINDOW_MESSAGES, WINDOW_BYTES, WINDOW_S.
+of them and gets some twice, with the same alert id. Bound: WINDOW_MESSAGES, WINDOW_BYTES, WINDOW_S. The
+window lives in memory: it does not outlast the courier.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import errno
 import os
 import select
 import socket
-import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -202,12 +202,6 @@ class TcpOutput:
         if self._socket:
             self._socket.close()
             self._socket = None
-
-    def abort(self) -> None:
-        """Close without waiting: what is not sent is thrown away by the kernel."""
-        if self._socket:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.close()
 
     @property
     def _where(self) -> str:

@@ -23,6 +23,7 @@ from kwsiem.errors import UnavailableError
 PIPE_BYTES: Final = 2**20
 CONSOLE_BYTES: Final = 16 * 1024
 STOP_S: Final = 2.0
+LONG_STRLEN: Final = 256
 _VERSION: Final = re.compile(r"bpftrace v?(\d+)\.(\d+)(?:\.(\d+))?")
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -167,6 +168,10 @@ def environment(version: Version, wanted: Mapping[str, str]) -> dict[str, str]:
         "map_keys": "BPFTRACE_MAX_MAP_KEYS" if new_names else "BPFTRACE_MAP_KEYS_MAX",
         "buffer_pages": "BPFTRACE_PERF_RB_PAGES",
     }
+    if version >= (0, 21, 0) and "strlen" in wanted:
+        # Since 0.21 strings live outside the BPF stack, but 0.27 puts those of 64 bytes on it again, where
+        # three do not fit (measured); there is no reason any more to keep them that short.
+        wanted = {**wanted, "strlen": str(max(LONG_STRLEN, int(wanted["strlen"])))}
     values = {"buffer_pages": "1024" if version >= (0, 19, 0) else "64", **wanted}
     result = {"PATH": _PATH, "LC_ALL": "C", "HOME": "/"}
     result.update({names[key]: value for key, value in values.items() if key in names})

@@ -47,6 +47,8 @@ template(name="lines" type="list") {{
 input(type="imudp" address="127.0.0.1" port="{port}" ruleset="take")
 input(type="imtcp" address="127.0.0.1" port="{port}" ruleset="take")
 input(type="imuxsock" socket="{socket}" ruleset="take" rateLimit.Interval="0")
+input(type="imuxsock" socket="{socket}.plain" ruleset="take" rateLimit.Interval="0" useSpecialParser="off"
+      parseHostname="on" ignoreTimestamp="off")
 ruleset(name="take") {{
   action(type="omfile" file="{out}" template="lines" asyncWriting="off" flushOnTXEnd="on")
 }}
@@ -70,14 +72,15 @@ class Rsyslog:
     def start(self) -> None:
         program = shutil.which("rsyslogd") or "/usr/sbin/rsyslogd"
         argv = [program, "-n", "-iNONE", "-f", str(self.config)]
-        self.socket.unlink(missing_ok=True)
+        for path in (self.socket, Path(f"{self.socket}.plain")):
+            path.unlink(missing_ok=True)
         with self.messages.open("ab") as err:
             self.process = subprocess.Popen(argv, stdout=err, stderr=err)
         self.wait(self.is_up)
 
     def is_up(self) -> bool:
         with socket.socket() as probe:
-            return self.socket.exists() and probe.connect_ex(("127.0.0.1", self.port)) == 0
+            return Path(f"{self.socket}.plain").exists() and probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def wait(self, condition):
         end_s = time.monotonic() + DEADLINE_S
@@ -131,7 +134,9 @@ DOCUMENTS = [
     document(alert(3, level="informational", host="host with space\n", rule_id="x" * 60)),
 ]
 TRANSPORTS = {
-    "unix": {"transport": "unix"},
+    # rsyslog's parser of local sockets misreads RFC 5424 unless it is told to leave the line alone.
+    "unix-local": {"transport": "unix", "header": "local"},
+    "unix-rfc5424": {"transport": "unix"},
     "udp": {"transport": "udp"},
     "tcp-octets": {"transport": "tcp", "framing": "octet-counting"},
     "tcp-newline": {"transport": "tcp", "framing": "newline"},
@@ -139,7 +144,7 @@ TRANSPORTS = {
 
 
 def settings_of(rsyslog: Rsyslog, transport: str, name: str = "cef") -> OutputSettings:
-    path = str(rsyslog.socket) if transport == "unix" else ""
+    path = {"unix-local": str(rsyslog.socket), "unix-rfc5424": f"{rsyslog.socket}.plain"}.get(transport, "")
     return OutputSettings(
         name="siem", type="syslog", format=name, path=path, port=rsyslog.port, facility="local3", app_name="kwsiem",
         **TRANSPORTS[transport],
@@ -166,12 +171,12 @@ def test_every_field_arrives_as_it_was_sent(rsyslog, transport, name):
         assert record["pri"] == str(19 * 8 + severity)
         assert record["app"] == "kwsiem"
         assert record["procid"] == str(os.getpid())
-        if transport != "unix":
+        if transport != "unix-local":
             assert record["timestamp"] == "2026-01-02T03:04:05.123000+00:00"
             assert record["hostname"] == found["host"]["name"].replace(" ", "_")
             assert record["msgid"] == found["rule"]["id"][:32]
             assert record["sd"] == "-"
-        message = record["msg"].removeprefix(" ") if transport == "unix" else record["msg"]
+        message = record["msg"].removeprefix(" ") if transport == "unix-local" else record["msg"]
         assert sent.data.decode().endswith(message)
         assert found["event"]["id"] in message
         full = FORMATS[name](found)

@@ -1,0 +1,102 @@
+"""The engine's side of the alerts: kept until they are on disk, whatever becomes of the courier."""
+
+import pytest
+
+from kwsiem.alert import Alert
+from kwsiem.engine import MAX_UNACKNOWLEDGED, Courier
+from kwsiem.link import Link, link_pair
+from kwsiem.messages import AlertsDurable, CourierToEngine, EngineToCourier
+
+
+def alert(number: int, **changes) -> Alert:
+    return Alert(
+        **{
+            "rule_id": "r", "title": "t", "level": "low", "state": "open", "identity": {"n": number}, "count": 1,
+            "first_ns": 1, "last_ns": 1, "raised_ns": 1, "opened_ts_ns": number, **changes,
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture
+def ends():
+    left, right = link_pair()
+    ours, theirs = Link(left, CourierToEngine), Link(right, EngineToCourier)
+    yield Courier(ours), theirs
+    ours.close()
+    theirs.close()
+
+
+def taken(link) -> list:
+    messages = []
+    while (received := link.receive()) is not None:
+        messages.append(received[0])
+    return messages
+
+
+def test_an_alert_is_kept_until_it_is_acknowledged(ends):
+    courier, theirs = ends
+    courier.raise_alert(alert(1))
+    (message,) = taken(theirs)
+    assert (courier.raised, courier.waiting) == (1, 1)
+    theirs.send(AlertsDurable(numbers=[message.number]))
+    courier.receive()
+    assert (courier.waiting, courier.acknowledged) == (0, 1)
+
+
+def test_a_new_courier_gets_what_was_not_acknowledged_and_only_that(ends):
+    courier, theirs = ends
+    for number in range(3):
+        courier.raise_alert(alert(number))
+    messages = taken(theirs)
+    theirs.send(AlertsDurable(numbers=[messages[1].number]))
+    courier.receive()
+    courier.restart()
+    assert [m.alert.identity for m in taken(theirs)] == [{"n": 0}, {"n": 2}]
+
+
+def test_what_a_full_link_refuses_goes_later_and_in_order(ends):
+    courier, theirs = ends
+    sent = 0
+    while not courier._unsent:
+        courier.raise_alert(alert(sent, description="x" * 50_000))
+        sent += 1
+    courier.raise_alert(alert(sent))
+    got = taken(theirs)
+    courier.flush()
+    got += taken(theirs)
+    assert [m.alert.identity["n"] for m in got] == list(range(sent + 1))
+
+
+def test_acknowledgements_of_an_earlier_run_settle_nothing(ends):
+    courier, theirs = ends
+    courier.raise_alert(alert(1))
+    theirs.send(AlertsDurable(numbers=[1, 2, 3]))
+    courier.receive()
+    assert courier.waiting == 1
+
+
+def test_beyond_the_bound_alerts_are_dropped_and_counted(ends, monkeypatch):
+    courier, _ = ends
+    monkeypatch.setattr("kwsiem.engine.MAX_UNACKNOWLEDGED", 5)
+    for number in range(8):
+        courier.raise_alert(alert(number))
+    assert (courier.raised, courier.waiting, courier.dropped) == (8, 5, 3)
+    assert MAX_UNACKNOWLEDGED > 1000
+
+
+@pytest.mark.parametrize(
+    "changes", [{"evidence": [{"x": "y" * 200_000}]}, {"fields": {"user.name": "\ud800"}}]
+)
+def test_an_alert_that_cannot_be_sent_whole_is_sent_without_what_can_be_spared(ends, changes):
+    courier, theirs = ends
+    courier.raise_alert(alert(1, **changes))
+    (message,) = taken(theirs)
+    assert message.alert.rule_id == "r"
+    assert message.alert.evidence == []
+
+
+def test_an_alert_that_cannot_be_sent_at_all_is_counted(ends):
+    courier, theirs = ends
+    courier.raise_alert(alert(1, title="y" * 200_000))
+    assert taken(theirs) == []
+    assert (courier.dropped, courier.waiting) == (1, 0)
