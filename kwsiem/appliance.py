@@ -10,9 +10,11 @@ import contextlib
 import fcntl
 import logging
 import os
+import pwd
 import selectors
 import signal
 import socket
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -75,6 +77,7 @@ class Appliance:
         self._rules_offer: tuple[RulesOffer, int] | None = None
         self._record_fd = -1
         self._pending: list[OwnEvent] = []
+        self._courier_is_new = False
         self._bad_messages = 0
 
     # -- start and loop ------------------------------------------------------------------------------
@@ -195,7 +198,9 @@ class Appliance:
             settings: dict[str, Any] = msgspec.to_builtins(self.settings)
             link.send(CourierStart(host=self.settings.host, settings=settings))
             self._serve(self.courier, self._from_courier)
-            self._to_engine(CourierRestarted())
+            self._courier_is_new = True
+        if self._courier_is_new and self._to_engine(CourierRestarted()):
+            self._courier_is_new = False
         if self.engine.due(now_s):
             engine = self.engine.start(now_s)
             recording = [self._record_fd] if self._record_fd >= 0 else []
@@ -290,17 +295,17 @@ class Appliance:
         try:
             pidfd = self.rules.begin(self.catalog.kinds(), now_s)
         except ConfigError as error:
-            self._rules_loaded(self.rules.refused([str(error)]))
+            self._rules_loaded(self.rules.failed([str(error)], now_s))
             return
         self.wait_for(pidfd, lambda: self._loader_ended(pidfd))
 
     def _loader_ended(self, pidfd: int) -> None:
         self.forget(pidfd)
-        loaded = self.rules.finish(clock.monotonic_s())
-        if loaded is not None:
-            self._rules_loaded(loaded)
+        self._rules_loaded(self.rules.finish(clock.monotonic_s()))
 
-    def _rules_loaded(self, loaded: Loaded) -> None:
+    def _rules_loaded(self, loaded: Loaded | None) -> None:
+        if loaded is None:
+            return  # it gets a second look
         if loaded.problems:
             log.error("rules not taken, the old ones stay", extra={"problems": loaded.problems[:20]})
             self._tell_reload("failure", loaded.problems[0])
@@ -421,6 +426,7 @@ def prepare_state(settings: Settings) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         os.fchown(fd, entry.pw_uid, entry.pw_gid)
+        _give_files(fd, entry)
     finally:
         os.close(fd)
     for parent in path.resolve().parents:
@@ -431,6 +437,20 @@ def prepare_state(settings: Settings) -> None:
                 f"state_dir: {path}: user {entry.pw_name} cannot get there, because {parent} is closed to"
                 f" it (mode {found.st_mode & 0o7777:04o}); choose another folder or: chmod o+x {parent}"
             )
+
+
+def _give_files(folder_fd: int, entry: pwd.struct_passwd) -> None:
+    """Files of an earlier run, perhaps of another user, go along; links of any sort are left alone."""
+    for name in os.listdir(folder_fd):
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            fd = os.open(name, flags, dir_fd=folder_fd)
+        except OSError:
+            continue
+        found = os.fstat(fd)
+        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+            os.fchown(fd, entry.pw_uid, entry.pw_gid)
+        os.close(fd)
 
 
 def _lock_runtime(folder: Path) -> int:

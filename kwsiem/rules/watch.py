@@ -147,6 +147,10 @@ class RuleFiles:
             return Loaded(self.disk_sha256, fd, size)
         problems = _problems(os.pread(fd, 2**20, 0), status)
         os.close(fd)
+        return self.failed(problems, now_s)
+
+    def failed(self, problems: list[str], now_s: float) -> Loaded | None:
+        """The file cannot be loaded; None the first time, for it may be half written or just being replaced."""
         if not self._failed_before:
             self._failed_before = True
             self._retry_s = now_s + SECOND_LOOK_S

@@ -271,6 +271,7 @@ def test_a_failed_authentication_is_seen_with_all_its_facts(pam):
     assert event.source_address == "198.51.100.77"
     assert event.pam_result > 0
     assert event.process_pid > 1
+    assert event.process_user_id == 0
 
 
 def test_a_success_is_a_success(pam):

@@ -1,6 +1,8 @@
 """What a host must have before the appliance starts, each lack in a sentence that says what to do."""
 
+import contextlib
 import os
+import pwd
 
 import pytest
 
@@ -46,6 +48,22 @@ def test_no_btf(root, monkeypatch, tmp_path):
     monkeypatch.setattr(appliance, "BTF", tmp_path / "none")
     with pytest.raises(UnavailableError, match="CONFIG_DEBUG_INFO_BTF"):
         appliance.check_host(SETTINGS)
+
+
+def test_files_of_an_earlier_user_go_along_and_links_do_not(tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_text("x")
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / "kwsiem.db").write_text("x")
+    (state / "soft").symlink_to(outside)
+    (state / "hard").hardlink_to(outside)
+    tmp_path.chmod(0o755)
+    with contextlib.suppress(ConfigError):  # pytest's own folder is closed to others
+        appliance.prepare_state(Settings(state_dir=str(state), user="nobody"))
+    owner = pwd.getpwnam("nobody").pw_uid
+    assert (state / "kwsiem.db").stat().st_uid == owner
+    assert outside.stat().st_uid == 0
 
 
 def test_a_state_folder_that_the_user_cannot_reach(tmp_path):

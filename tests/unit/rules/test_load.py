@@ -14,7 +14,7 @@ TCP = (
     "source.ip:ip source.port:port destination.ip:ip destination.port:port tcp.flags:u8"
     " observer.ingress.interface.name:str"
 )
-AUTH = "event.outcome:str service.name:str user.name:str source.address:str process.pid:u32 pam.result:i64"
+AUTH = "event.outcome:str service.name:str user.name:str source.address:str process.pid:u32 process.user.id:u32 pam.result:i64"
 KINDS = {
     **OWN_KINDS,
     **{
