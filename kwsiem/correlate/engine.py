@@ -30,6 +30,8 @@ class Engine:
         self._seen: Counter[type[Event]] = Counter()
         self._counted: dict[str, int] = {}
         self._alerts_before = 0
+        self._errors: Counter[str] = Counter()
+        self._last_error = ""
         self.sha256 = ""
 
     @property
@@ -54,10 +56,12 @@ class Engine:
             else:
                 state.rule = state.incidents.rule = rule
             states.append(state)
-        self._alerts_before += sum(state.incidents.alerts for state in kept.values())
         handlers = {cls: make_handler(cls, _looking_at(states, cls)) for cls in self._handlers}
         self._states, self._handlers = states, handlers
         self.sha256 = ruleset.sha256
+        for state in kept.values():
+            state.incidents.close_all()
+            self._alerts_before += state.incidents.alerts
 
     def _new_state(self, rule: Rule) -> Window:
         incidents = Incidents(rule, self._emit)
@@ -75,10 +79,19 @@ class Engine:
         self._counted[name] = self._counted.get(name, 0) + self._seen.pop(cls, 0)
 
     def process(self, events: Sequence[Event]) -> None:
-        """Take events through the rules, in their order."""
+        """Take events through the rules, in their order; one that fails is counted in ``errors``."""
         handlers = self._handlers
-        for event in events:
-            handlers[event.__class__](event)
+        rest = iter(events)
+        event: Event | None = None
+        while True:
+            try:
+                for event in rest:
+                    handlers[event.__class__](event)
+                break
+            except Exception as error:  # noqa: BLE001 - the edge of the stage: the events after it must be seen
+                name = event.KIND.name if event is not None else ""
+                self._errors[name] += 1
+                self._last_error = f"{name}: {type(error).__name__}: {error}"[:300]
         self._seen.update(map(type, events))
 
     def advance(self, now_ts_ns: int) -> None:
@@ -101,6 +114,9 @@ class Engine:
             "late": sum(state.late for state in self._states),
             "ungrouped": sum(state.ungrouped for state in self._states),
             "incidents": sum(len(state.incidents.open) for state in self._states),
+            "crowded_out": sum(state.incidents.crowded_out for state in self._states),
+            "errors": dict(self._errors),
+            "last_error": self._last_error,
         }
 
 

@@ -17,6 +17,8 @@ from kwsiem.rules.model import Rule
 #: Events of one probe may arrive this much out of order; an incident is not closed earlier than that.
 LATENESS_NS: Final = 2_000_000_000
 MAX_VALUES: Final = 50
+#: Open incidents of one rule; beyond, the one that opened first is closed before its time (and says so).
+MAX_OPEN: Final = 20_000
 GROWTH: Final = 10
 
 Key = Hashable
@@ -33,16 +35,20 @@ class Incident:
         "last_ns",
         "latest",
         "next_count",
+        "offset_ns",
         "opened",
         "reason",
         "values",
     )
 
-    def __init__(self, opened: Event, first_ns: int, count: int, reason: str, values: list[Any]) -> None:
+    def __init__(
+        self, opened: Event, first_ns: int, count: int, reason: str, values: list[Any], offset_ns: int
+    ) -> None:
         self.opened = opened
         self.first_ns = first_ns
         self.last_ns = opened.ts_ns
         self.closed = False
+        self.offset_ns = offset_ns  # kept to the end: all messages of an incident share its first time
         self.count = count
         self.next_count = count * GROWTH
         self.reason = reason
@@ -56,12 +62,13 @@ class Incident:
 
 
 class Incidents:
-    """The open incidents of one rule by key; at most as many as the rule has keys in its windows."""
+    """The open incidents of one rule by key, at most MAX_OPEN."""
 
     def __init__(self, rule: Rule, emit: Raise) -> None:
         self.rule = rule
         self.open: dict[Key, Incident] = {}
         self.alerts = 0
+        self.crowded_out = 0
         self.offset_ns = 0
         self.host = ""
         self._emit = emit
@@ -70,8 +77,12 @@ class Incidents:
         self, key: Key, event: Event, first_ns: int, count: int, reason: str, values: list[Any] | None = None
     ) -> Incident | None:
         """The condition is met: open an incident and say so; without a quiet time it is said and over."""
-        incident = Incident(event, first_ns, count, reason, values or [])
+        incident = Incident(event, first_ns, count, reason, values or [], self.offset_ns)
         if self.rule.suppress_ns:
+            if len(self.open) >= MAX_OPEN:
+                self.crowded_out += 1
+                first = next(iter(self.open))
+                self._close(first, self.open[first])
             self.open[key] = incident
         self._say(incident, key, "open", event.ts_ns)
         return incident if self.rule.suppress_ns else None
@@ -103,6 +114,11 @@ class Incidents:
         for key, incident in quiet:
             self._close(key, incident)
 
+    def close_all(self) -> None:
+        """The rule ends: each open incident is closed with its totals."""
+        for key, incident in list(self.open.items()):
+            self._close(key, incident)
+
     def _close(self, key: Key, incident: Incident) -> None:
         del self.open[key]
         incident.closed = True
@@ -120,9 +136,9 @@ class Incidents:
             state=state,
             identity=self._identity(key),
             count=incident.count,
-            first_ns=incident.first_ns + self.offset_ns,
-            last_ns=incident.last_ns + self.offset_ns,
-            raised_ns=ts_ns + self.offset_ns,
+            first_ns=incident.first_ns + incident.offset_ns,
+            last_ns=incident.last_ns + incident.offset_ns,
+            raised_ns=ts_ns + incident.offset_ns,
             opened_ts_ns=opened.ts_ns,
             description=rule.description,
             reason=incident.reason,

@@ -2,25 +2,88 @@
 
 A step that needs n events is n places in a row. For each place only the latest beginning of a chain that
 has come this far is kept: a later beginning is never worse. An event costs one pass over the places.
+
+Events of the last two seconds are kept beside the chains as they were before them, so that one that comes
+late is put in its place and what followed is gone through again: the order of arrival does not matter.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from operator import itemgetter
 from typing import Final
 
-from kwsiem.correlate.incident import Incident, Incidents, Key
+from kwsiem.correlate.incident import LATENESS_NS, Incident, Incidents, Key
 from kwsiem.correlate.window import Window
 from kwsiem.event import Event
 from kwsiem.rules.duration import format_duration
 from kwsiem.rules.model import Rule
 
-#: Places of one rule, all counts together.
-MAX_PLACES: Final = 1000
-_NOTHING: Final = (-1, -1)
+#: Events kept for a key to be gone through again; the oldest beyond are settled, late or not.
+MAX_RECENT: Final = 64
+_NOTHING: Final = -1
+_TS: Final = itemgetter(0)
+
+
+class Chains:
+    """How far a key has come: for each place the best chain that ends there, and the one before that instant.
+
+    ``begun`` is the latest beginning of a chain whose last event is not after ``ended``; ``before`` the same
+    for chains that ended earlier than ``ended``, since the next step must be strictly later.
+    """
+
+    __slots__ = ("before", "begun", "ended")
+
+    def __init__(self, places: int) -> None:
+        self.begun = [_NOTHING] * places
+        self.before = [_NOTHING] * places
+        self.ended = [_NOTHING] * places
+
+    def copy(self) -> Chains:
+        """The same chains, to go on from."""
+        made = Chains(0)
+        made.begun, made.before, made.ended = self.begun[:], self.before[:], self.ended[:]
+        return made
+
+    def extend(self, step_of: list[int], timespan_ns: int, ts_ns: int, steps: int) -> int:
+        """Take an event that matches these steps; where the chain it completes began, or -1.
+
+        Within one step events of one instant may follow each other, from step to step they may not.
+        """
+        last = len(step_of) - 1
+        for place in range(last, -1, -1):
+            if not steps >> step_of[place] & 1:
+                continue
+            if place == 0:
+                begun = ts_ns
+            elif step_of[place] == step_of[place - 1] or self.ended[place - 1] < ts_ns:
+                begun = self.begun[place - 1]
+            else:
+                begun = self.before[place - 1]
+            if begun == _NOTHING or ts_ns - begun >= timespan_ns:
+                continue
+            if place == last:
+                return begun
+            if self.ended[place] < ts_ns:
+                self.before[place], self.ended[place] = self.begun[place], ts_ns
+            self.begun[place] = max(begun, self.begun[place])
+        return _NOTHING
+
+
+class Track:
+    """One key: the chains now, those before the recent events, and these as (time, steps)."""
+
+    __slots__ = ("now", "recent", "settled", "settled_ns")
+
+    def __init__(self, places: int) -> None:
+        self.now = Chains(places)
+        self.settled: Chains | None = None
+        self.settled_ns = _NOTHING
+        self.recent: list[tuple[int, int]] = []
 
 
 class Sequence(Window):
-    """State of a sequence rule: for each key, per place, the beginning and the end of the best chain."""
+    """State of a sequence rule: a :class:`Track` for each key."""
 
     def __init__(self, rule: Rule, incidents: Incidents) -> None:
         super().__init__(rule, incidents)
@@ -28,37 +91,61 @@ class Sequence(Window):
         self._step_of: list[int] = []
         for number, step in enumerate(steps):
             self._step_of += [number] * step.count
-        del self._step_of[MAX_PLACES:]
         words = " then ".join(f"{s.count} {s.name}" if s.count > 1 else s.name for s in steps)
         self._reason = f"{words} in {format_duration(self._timespan_ns)}"
 
-    def hit(self, key: Key, event: Event, step: int) -> None:
-        """One match of one step."""
-        chains = self._young.get(key) or self._find(key)
-        if chains.__class__ is Incident:
-            if self.incidents.continues(key, chains, event):
+    def hit(self, key: Key, event: Event, steps: int) -> None:
+        """One event that matches the steps whose bits are set."""
+        track = self._young.get(key) or self._find(key)
+        if track.__class__ is Incident:
+            if self.incidents.continues(key, track, event):
                 return
             del self._young[key]
-            chains = None
-        if chains is None:
-            if step != self._step_of[0]:
-                return
-            chains = [_NOTHING] * len(self._step_of)
-            self._admit(key, chains)
-        if self._extend(chains, event.ts_ns, step):
-            self._begin(key, event, chains[-1][0], len(self._step_of), self._reason)
+            track = None
+        ts_ns = event.ts_ns
+        if track is None:  # a bare pair until the second event; two steps cannot be done by one
+            self._admit(key, (ts_ns, steps))
+            return
+        if track.__class__ is tuple:
+            track = self._second(key, track)
+        recent = track.recent
+        if not recent or ts_ns >= recent[-1][0]:
+            recent.append((ts_ns, steps))
+            begun = track.now.extend(self._step_of, self._timespan_ns, ts_ns, steps)
+        else:
+            begun = self._extend_late(track, ts_ns, steps)
+        if begun != _NOTHING:
+            self._begin(key, event, begun, len(self._step_of), self._reason)
+        elif len(recent) > MAX_RECENT // 2:
+            self._settle(track)
 
-    def _extend(self, chains: list[tuple[int, int]], ts_ns: int, step: int) -> bool:
-        """Put the event at every place it fits, the last first so that it is used once; True at the end."""
-        for place in range(len(chains) - 1, -1, -1):
-            if self._step_of[place] != step:
-                continue
-            if place == 0:
-                chains[0] = (ts_ns, ts_ns)
-                continue
-            begun_ns, ended_ns = chains[place - 1]
-            if 0 <= ended_ns < ts_ns and ts_ns - begun_ns < self._timespan_ns:
-                chains[place] = (begun_ns, ts_ns)
-                if place == len(chains) - 1:
-                    return True
-        return False
+    def _second(self, key: Key, first: tuple[int, int]) -> Track:
+        """A key's second event: from now on it has a track, with the first event on it."""
+        track = self._young[key] = Track(len(self._step_of))
+        track.recent.append(first)
+        track.now.extend(self._step_of, self._timespan_ns, *first)
+        self._weigh(len(self._step_of))
+        return track
+
+    def _extend_late(self, track: Track, ts_ns: int, steps: int) -> int:
+        """Put a late event in its place and go through all recent ones again."""
+        self.late += 1
+        if ts_ns < track.settled_ns:
+            return _NOTHING  # later than the lateness allows
+        track.recent.insert(bisect_right(track.recent, ts_ns, key=_TS), (ts_ns, steps))
+        track.now = track.settled.copy() if track.settled else Chains(len(self._step_of))
+        found = _NOTHING
+        for at_ns, matched in track.recent:
+            found = max(found, track.now.extend(self._step_of, self._timespan_ns, at_ns, matched))
+        return found
+
+    def _settle(self, track: Track) -> None:
+        """Let go of recent events that nothing can come before any more, or that are too many."""
+        recent = track.recent
+        horizon_ns = recent[-1][0] - LATENESS_NS
+        count = max(len(recent) - MAX_RECENT, bisect_right(recent, horizon_ns - 1, key=_TS))
+        settled = track.settled = track.settled or Chains(len(self._step_of))
+        for ts_ns, steps in recent[:count]:
+            settled.extend(self._step_of, self._timespan_ns, ts_ns, steps)
+            track.settled_ns = ts_ns
+        del recent[:count]

@@ -9,7 +9,7 @@ from sigma.correlations import SigmaCorrelationType
 
 from kwsiem.event import EventKind
 from kwsiem.rules.detection import Detection, common_field
-from kwsiem.rules.model import MAX_GROUP_BY, MAX_STEPS, MAX_THRESHOLD, Correlation, Step
+from kwsiem.rules.model import MAX_GROUP_BY, MAX_PLACES, MAX_STEPS, MAX_THRESHOLD, Correlation, Step
 from kwsiem.rules.report import Report
 from kwsiem.yamltree import Mapping, Place, Scalar, Sequence, kind_of
 
@@ -70,6 +70,9 @@ def read_sequence(
                 steps.append(step)
     elif node is not None:
         report.add(block.keys["steps"], "sequence.steps", f"expected a list of 2 to {MAX_STEPS} steps")
+    if (places := sum(step.count for step in steps)) > MAX_PLACES:
+        message = f"at most {MAX_PLACES} events, all counts together, got {places}"
+        report.add(block.keys["steps"], "sequence.steps", message)
     if len(report.problems) > before or len(steps) < 2:
         return None
     return Correlation(type="sequence", group_by=group_by, timespan_ns=timespan_ns, steps=tuple(steps))

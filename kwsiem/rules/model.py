@@ -23,6 +23,8 @@ MODEL_VERSION: Final = 1
 #: Windows keep about twice the threshold of time stamps for each busy key.
 MAX_THRESHOLD: Final = 10_000
 MAX_STEPS: Final = 16
+#: Events of a sequence, the counts of its steps together.
+MAX_PLACES: Final = 1000
 MAX_GROUP_BY: Final = 8
 MAX_RULES: Final = 5_000
 #: Nesting of And, Or and Not; Python's own parser stops at about 200 parentheses.
@@ -218,6 +220,8 @@ def _problem(rule: Rule) -> str:
         return "value_count, and nothing else, needs a field"
     if (correlation.type == "sequence") != (len(correlation.steps) >= 2):
         return "sequence, and nothing else, needs at least two steps"
+    if sum(step.count for step in correlation.steps) > MAX_PLACES:
+        return f"a sequence of more than {MAX_PLACES} events"
     if correlation.threshold < 1:
         return "the condition is always true"
     for predicate in (rule.predicate, *(step.predicate for step in correlation.steps)):

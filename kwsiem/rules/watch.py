@@ -150,7 +150,7 @@ class RuleFiles:
         return self.failed(problems, now_s)
 
     def failed(self, problems: list[str], now_s: float) -> Loaded | None:
-        """The file cannot be loaded; None the first time, for it may be half written or just being replaced."""
+        """The file cannot be loaded; None the first time, for it may be half written just now."""
         if not self._failed_before:
             self._failed_before = True
             self._retry_s = now_s + SECOND_LOOK_S

@@ -17,7 +17,7 @@ def rule(correlation: Correlation, suppress_s: float = 1e9, **changes) -> Rule:
     return Rule(
         **{
             "id": "r", "title": "t", "level": "low", "events": ("t.e",), "predicate": Compare("test.value", "gte", 0),
-            "correlation": correlation, "suppress_ns": int(suppress_s * S), "fingerprint": str(hash(correlation)),
+            "correlation": correlation, "suppress_ns": round(suppress_s * S), "fingerprint": str(hash(correlation)),
             **changes,
         }
     )  # fmt: skip
@@ -41,12 +41,12 @@ class Run:
 
 
 def count(value: int, timespan_s: float, **more) -> Correlation:
-    return Correlation("event_count", ("source.ip",), timespan_ns=int(timespan_s * S), value=value, **more)
+    return Correlation("event_count", ("source.ip",), timespan_ns=round(timespan_s * S), value=value, **more)
 
 
 def distinct(value: int, timespan_s: float) -> Correlation:
     return Correlation(
-        "value_count", ("source.ip",), timespan_ns=int(timespan_s * S), field="test.value", value=value
+        "value_count", ("source.ip",), timespan_ns=round(timespan_s * S), field="test.value", value=value
     )
 
 
@@ -156,7 +156,7 @@ def sequence(fails: int, timespan_s: float) -> Correlation:
     return Correlation(
         "sequence",
         ("source.ip",),
-        timespan_ns=int(timespan_s * S),
+        timespan_ns=round(timespan_s * S),
         steps=(Step("fail", FAIL, fails), Step("ok", OK)),
     )
 
