@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import grp
 import os
 import pwd
 import resource
@@ -64,8 +63,3 @@ def die_with_parent(parent_pid: int) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent_pid:
         os._exit(1)
-
-
-def group_of(user: str) -> str:
-    """The name of the primary group of the account."""
-    return grp.getgrgid(account(user).pw_gid).gr_name
