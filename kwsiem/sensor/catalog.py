@@ -22,8 +22,11 @@ is the heartbeat of every probe.
 from __future__ import annotations
 
 import hashlib
+import keyword
+import os
 import re
 import shutil
+import stat
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,13 +38,21 @@ from kwsiem.event import HEARTBEAT_KIND, HEARTBEAT_NUMBER, OWN_KINDS, EventKind,
 
 MAX_PROBE_BYTES: Final = 256 * 1024
 ARGUMENTS: Final = ("netns",)
-SETTINGS: Final = ("strlen", "map_keys", "buffer_pages")
+#: Settings with their bounds; bpftrace before 0.21 refuses strings above 200 bytes.
+SETTINGS: Final[Mapping[str, tuple[int, int]]] = {
+    "strlen": (16, 200),
+    "map_keys": (1, 1_000_000),
+    "buffer_pages": (1, 65536),
+}
+MAX_FIELDS: Final = 32
 BTF: Final = Path("/sys/kernel/btf/vmlinux")
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _KIND: Final = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 _KEY: Final = re.compile(r"(sees|blind|overhead|needs|argument|setting):\s*(.*)")
 _EVENT: Final = re.compile(r"event\s+([0-9]{1,3})\s+(\S+)\s*(.*)")
+#: Letters, digits, dots: the name becomes an attribute and part of generated code.
+_FIELD: Final = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
 _TRACEPOINT: Final = re.compile(r"[A-Za-z0-9_]+:[A-Za-z0-9_]+")
 _UPROBE: Final = re.compile(r"[A-Za-z0-9_./+-]+:[A-Za-z0-9_@.]+")
 
@@ -95,13 +106,17 @@ def read_catalog(folders: Sequence[Path]) -> Catalog:
             spec = read_probe(path)
             _agree(spec, known)
         except ProbeError as error:
-            place, _, message = str(error).partition(": ")
-            file, _, line = place.rpartition(":")
-            catalog.problems.append(Problem(file, int(line), 1, "", message))
+            catalog.problems.append(_as_problem(path, error))
             continue
         known.update({kind.name: kind for kind in spec.kinds.values()})
         catalog.probes[name] = spec
     return catalog
+
+
+def _as_problem(path: Path, error: ProbeError) -> Problem:
+    """``PATH:LINE: message`` taken apart; the path is known, for it may hold colons itself."""
+    line, _, message = str(error)[len(f"{path}:") :].partition(": ")
+    return Problem(str(path), int(line), 1, "", message)
 
 
 def _agree(spec: ProbeSpec, known: Mapping[str, EventKind]) -> None:
@@ -135,7 +150,10 @@ def read_probe(path: Path) -> ProbeSpec:
 def read_source(path: Path) -> str:
     """The text of a probe file; raises ProbeError when it is unreadable, too large or no UTF-8."""
     try:
-        with path.open("rb") as file:
+        # Not blocking: a FIFO among the probes must not hang the sensor.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ProbeError(f"{path}:1: cannot be read: not a regular file")
             data = file.read(MAX_PROBE_BYTES + 1)
         if len(data) > MAX_PROBE_BYTES:
             raise ProbeError(f"{path}:1: larger than {MAX_PROBE_BYTES} bytes")
@@ -201,6 +219,8 @@ class _HeaderReader:
             parsed = parse_fields(fields)
         except ValueError as error:
             raise ProbeError(f"{where}: event {name}: {error}") from None
+        if unusable := _unusable_field([f.name for f in parsed if not f.derived_from]):
+            raise ProbeError(f"{where}: event {name}: {unusable}")
         self._spec.kinds[kind_number] = EventKind(name, parsed)
         self._key, self._number = "event", kind_number
 
@@ -215,11 +235,7 @@ class _HeaderReader:
             self._spec.arguments += (value,)
         elif key == "setting":
             name, _, amount = value.partition(" ")
-            if name not in SETTINGS or not amount.strip().isdecimal():
-                raise ProbeError(
-                    f"{where}: expected a setting ({', '.join(SETTINGS)}) and a number, got {value!r}"
-                )
-            self._spec.environment[name] = amount.strip()
+            self._spec.environment[name] = _setting_amount(where, name, amount.strip())
         else:
             self._need(where, value)
 
@@ -259,6 +275,27 @@ class _HeaderReader:
         spec.sees, spec.blind, spec.overhead = (self._texts[key] for key in ("sees", "blind", "overhead"))
 
 
+def _setting_amount(where: str, name: str, amount: str) -> str:
+    low, high = SETTINGS.get(name, (1, 0))
+    if not (re.fullmatch(r"[0-9]{1,9}", amount) and low <= int(amount) <= high):
+        known = ", ".join(f"{key} {low} to {high}" for key, (low, high) in SETTINGS.items())
+        raise ProbeError(f"{where}: expected a setting and a number ({known}), got {name!r} {amount!r}")
+    return amount
+
+
+def _unusable_field(names: Sequence[str]) -> str:
+    """Why these names cannot be the fields of one event class, or an empty text."""
+    if len(names) > MAX_FIELDS:
+        return f"more than {MAX_FIELDS} fields"
+    attributes = [name.replace(".", "_") for name in names]
+    for name, attribute in zip(names, attributes, strict=True):
+        if not _FIELD.fullmatch(name) or keyword.iskeyword(attribute) or attribute == "ts_ns":
+            return f"{name!r} cannot be the name of a field"
+        if attributes.count(attribute) > 1:
+            return f"field {name!r} cannot be told from another ('.' and '_' are the same in a name)"
+    return ""
+
+
 # -- the script itself -------------------------------------------------------------------------------
 
 #: Functions whose output can be forged by whoever chose the text, or is not valid JSON on some version.
@@ -267,11 +304,19 @@ _UNSAFE_CALLS: Final = (
 )
 _FORBIDDEN: Final = (
     (rf"\b({_UNSAFE_CALLS})\s*\(", "{} is not allowed: its output can be forged or is not valid JSON"),
-    (r"\b(BEGIN|END)\b", "{} is not allowed: it fails on Ubuntu 22.04"),
+    (r"(?:^|(?<=[};,\n]))\s*(BEGIN|END|begin|end)\s*[{,]", "{} is not allowed: it fails on Ubuntu 22.04"),
     (r"\bconfig\s*=\s*\{", "no config block: bpftrace before 0.20 does not know it"),
     (r"\bargs\.[a-z_]", "write args->field, not args.field"),
     (r"\bdelete\s*\(\s*@\w+\s*,", "write delete(@m[k]), not delete(@m, k)"),
     (r"#\s*include\b", "no #include: kernel headers clash with BTF"),
+    (r"\b(signal|override|skboutput)\s*\(", "{} is not allowed: a probe only watches"),
+)
+
+
+#: The heartbeat's print in a block that runs at least once a second (blocks in it nest once at most).
+_EACH_SECOND: Final = re.compile(
+    r"\b(?:interval|i):(?:s:1|ms:(?:1000|[1-9][0-9]{0,2}))\s*\{"
+    r"(?:[^{}]|\{[^{}]*\})*?\bprint\s*\(\s*\(\s*0\s*,\s*nsecs\s*\)\s*\)"
 )
 
 
@@ -288,8 +333,7 @@ def lint_probe(spec: ProbeSpec, text: str) -> list[Problem]:
     plain = _without_strings(code)
     for pattern, message in _FORBIDDEN:
         for found in re.finditer(pattern, plain):
-            wrong(found.start(), message.format(found[1] if found.groups() else ""))
-    heartbeat = False
+            wrong(found.start(found.lastindex or 0), message.format(found[1] if found.groups() else ""))
     for position, arguments in _prints(plain):
         elements = _elements(arguments)
         if elements is None:
@@ -298,11 +342,10 @@ def lint_probe(spec: ProbeSpec, text: str) -> list[Problem]:
                     position, "print a tuple whose first element is the kind number and whose last is nsecs"
                 )
             continue
-        heartbeat = heartbeat or elements == ["0", "nsecs"]
         problem = _tuple_problem(spec, elements)
         if problem:
             wrong(position, problem)
-    if not heartbeat:
+    if not _EACH_SECOND.search(plain):
         wrong(0, "no heartbeat: interval:s:1 { print((0, nsecs)); } is missing")
     return sorted(problems, key=lambda problem: (problem.line, problem.column))
 
@@ -369,6 +412,8 @@ def _elements(arguments: str) -> list[str] | None:
 
 def preflight(spec: ProbeSpec, tracing: Path) -> str:
     """Why this host cannot run a probe and what to do, in a sentence; empty when it can."""
+    if spec.tracepoints and not (tracing / "events").is_dir():
+        return f"{tracing}/events is not there: mount -t tracefs tracefs {tracing}"
     for tracepoint in spec.tracepoints:
         category, _, name = tracepoint.partition(":")
         if not (tracing / "events" / category / name).is_dir():
@@ -376,7 +421,7 @@ def preflight(spec: ProbeSpec, tracing: Path) -> str:
     if spec.needs_btf and not BTF.exists():
         return f"this kernel has no BTF ({BTF}); it needs CONFIG_DEBUG_INFO_BTF=y"
     for uprobe in spec.uprobes:
-        library, _, symbol = uprobe.partition(":")
+        library, _, symbol = uprobe.rpartition(":")
         path = find_library(library)
         if path is None:
             return f"library {library} is not installed"

@@ -1,5 +1,6 @@
 """Probe headers are contracts, and scripts are held to them; what is wrong is told with file and line."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,13 @@ def test_a_header_is_read_whole(write):
         ("user.name:str", "test.number:str", "stands twice"),
         ("argument: netns", "argument: pid", ":11: unknown argument 'pid', known: netns"),
         ("strlen 100", "strlen many", ":12: expected a setting"),
+        ("strlen 100", "strlen 201", ":12: expected a setting"),
+        ("strlen 100", "strlen ٣٣", ":12: expected a setting"),
+        ("user.name:str", "class:str", ":14: event test.beat: 'class' cannot be the name of a field"),
+        ("user.name:str", "ts_ns:u64", "'ts_ns' cannot be the name of a field"),
+        ("user.name:str", "user-name:str", "'user-name' cannot be the name of a field"),
+        ("user.name:str", "test_number:str", "cannot be told from another"),
+        ("user.name:str", " ".join(f"f{n}:str" for n in range(32)), "more than 32 fields"),
         ("needs:    btf", "needs:    luck", ":10: needs: expected"),
         ("overhead: none", "costs:    none", ":7: expected sees, blind"),
     ],
@@ -88,6 +96,9 @@ def test_each_mistake_in_a_header_is_told_with_its_line(write, old, new, says):
         ("time();", 1, "time is not allowed"),
         ('system("x");', 1, "system is not allowed"),
         ("\nBEGIN { }", 2, "BEGIN is not allowed"),
+        ("begin { }", 1, "begin is not allowed"),
+        ("interval:s:1, END { }", 1, "END is not allowed"),
+        ("x { signal(9); }", 1, "a probe only watches"),
         ("config = { x=1 }", 1, "no config block"),
         ("x { @y = args.name; }", 1, "args->field"),
         ("x { delete(@m, 1); }", 1, "delete(@m[k])"),
@@ -107,8 +118,17 @@ def test_each_forbidden_thing_in_a_script_is_found_where_it_stands(write, script
     assert problems[0].line == HEADER.count("\n") + line
 
 
-def test_a_missing_heartbeat_is_found(write):
-    path = write(HEADER + SCRIPT.split("\n", maxsplit=1)[0])
+@pytest.mark.parametrize(
+    "beat",
+    [
+        "",
+        "interval:s:2 { print((0, nsecs)); }",
+        "interval:s:1 { @n = 0; } x { print((0, nsecs)); }",
+        "// interval:s:1 { print((0, nsecs)); }",
+    ],
+)
+def test_a_missing_heartbeat_is_found(write, beat):
+    path = write(HEADER + SCRIPT.split("\n", maxsplit=1)[0] + beat)
     assert "no heartbeat" in lint_probe(read_probe(path), path.read_text())[0].message
 
 
@@ -121,6 +141,8 @@ def test_a_missing_heartbeat_is_found(write):
         "x { print(@published); clear(@published); }\n",
         "x { delete(@m[1]); }\n",
         "x { @m[args->a] = ntop($x); }\n",
+        "x { $end = 1; if ($end) { @begin = $BEGIN; } }\n",
+        "interval:ms:500 { if (@x > 0) { @x = 0; } print((0, nsecs)); }\n",
     ],
 )
 def test_a_good_script_is_not_blamed(write, script):
@@ -137,6 +159,7 @@ def test_shipped_probes_are_clean_and_documented(path):
         for line in (PROBES / "README.md").read_text().splitlines()
         if line.startswith(f"| `{spec.name}`")
     )
+    assert f"| {spec.overhead} |" in row
     for number, kind in spec.kinds.items():
         assert number == 0 or f"`{kind.name}`" in row
 
@@ -170,13 +193,19 @@ def test_what_is_no_text_is_a_problem_and_no_exception(tmp_path):
     (tmp_path / "huge.bt").write_bytes(b"x" * 300_000)
     (tmp_path / "Bad-Name.bt").write_text(HEADER)
     (tmp_path / "gone.bt").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "a: b.bt").write_text(HEADER)
+    os.mkfifo(tmp_path / "pipe.bt")
     messages = " ".join(str(problem) for problem in read_catalog([tmp_path]).problems)
-    assert all(word in messages for word in ("not UTF-8", "larger than", "small letter", "cannot be read"))
+    assert all(
+        word in messages for word in ("not UTF-8", "larger than", "small letter", "cannot be read", "regular")
+    )
 
 
 def test_preflight_names_what_this_kernel_lacks(write, tmp_path):
     spec = read_probe(write())
     tracing = tmp_path / "tracing"
+    assert preflight(spec, tracing) == f"{tracing}/events is not there: mount -t tracefs tracefs {tracing}"
+    (tracing / "events").mkdir(parents=True)
     assert preflight(spec, tracing) == "this kernel has no tracepoint net:netif_receive_skb"
     (tracing / "events/net/netif_receive_skb").mkdir(parents=True)
     spec.uprobes = ("libnosuch:f",)
