@@ -19,7 +19,7 @@ from msgspec import Meta
 from kwsiem.errors import ConfigError
 from kwsiem.rules.duration import MAX_DURATION_NS
 
-MODEL_VERSION: Final = 1
+MODEL_VERSION: Final = 2
 #: Windows keep about twice the threshold of time stamps for each busy key.
 MAX_THRESHOLD: Final = 10_000
 MAX_STEPS: Final = 16
@@ -27,6 +27,8 @@ MAX_STEPS: Final = 16
 MAX_PLACES: Final = 1000
 MAX_GROUP_BY: Final = 8
 MAX_RULES: Final = 5_000
+#: Correlations over correlations over …
+MAX_CHAIN: Final = 8
 #: Nesting of And, Or and Not; Python's own parser stops at about 200 parentheses.
 MAX_DEPTH: Final = 40
 #: Values in the tests of one rule, lists expanded.
@@ -110,6 +112,22 @@ class Cidr(_Node, frozen=True, tag="cidr"):
     networks: tuple[ShortText, ...]
 
 
+class FieldRef(_Node, frozen=True, tag="fieldref"):
+    """A field compared with another field of the same event (Sigma's ``fieldref``)."""
+
+    field: FieldName
+    match: Literal["equals", "contains", "startswith", "endswith"]
+    other: FieldName
+    cased: bool = False
+
+
+class TimePart(_Node, frozen=True, tag="timepart"):
+    """A part of the event's wall-clock time in UTC is one of the values; ``week`` is ISO 8601's."""
+
+    part: Literal["minute", "hour", "day", "week", "month", "year"]
+    values: tuple[int, ...]
+
+
 class Exists(_Node, frozen=True, tag="exists"):
     """A field is known and not empty (or is not)."""
 
@@ -123,38 +141,85 @@ class Keyword(_Node, frozen=True, tag="keyword"):
     pattern: ShortText
 
 
-Expr = Union[And, Or, Not, Constant, Number, Truth, Compare, Text, Regex, Cidr, Exists, Keyword]
+Expr = Union[
+    And, Or, Not, Constant, Number, Truth, Compare, Text, Regex, Cidr, FieldRef, TimePart, Exists, Keyword
+]
 
 
 class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One step of a sequence: ``count`` events that match, each step strictly later than the one before."""
+    """One of the things that a correlation looks at: a selection, a rule, or another correlation.
+
+    Sequence: ``count`` events that match, each step strictly later than the one before. ``events`` are the
+    kinds the step looks at, those of its rule when empty. ``group_by`` and ``field`` are this step's own
+    fields in place of the correlation's (Sigma's aliases), when not empty. With ``inner`` the step is not
+    met by an event but by an incident of that rule that opens; ``group_by`` and ``field`` then name fields of
+    the inner rule's group.
+    """
 
     name: ShortText
-    predicate: Expr
+    predicate: Expr = Constant(True)
     count: Annotated[int, Meta(ge=1, le=MAX_THRESHOLD)] = 1
+    events: Annotated[tuple[ShortText, ...], Meta(max_length=64)] = ()
+    group_by: Annotated[tuple[FieldName, ...], Meta(max_length=64)] = ()
+    field: Annotated[str, Meta(max_length=128)] = ""
+    inner: Rule | None = None
+
+
+CorrelationType = Literal[
+    "any",
+    "event_count",
+    "value_count",
+    "temporal",
+    "sequence",
+    "absent",
+    "value_sum",
+    "value_avg",
+    "value_percentile",
+    "value_median",
+]
+Operator = Literal["gte", "gt", "lt", "lte", "eq", "neq"]
+#: Types whose condition looks at the values of a field.
+VALUE_TYPES: Final = frozenset({"value_count", "value_sum", "value_avg", "value_percentile", "value_median"})
+#: Types that consist of steps; the counting types have steps only when they look at several rules.
+STEP_TYPES: Final = frozenset({"temporal", "sequence", "absent"})
+COUNT_TYPES: Final = frozenset({"event_count", "value_count", "temporal"})
 
 
 class Correlation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What has to come together before a rule fires.
 
     ``type`` is a key of ``correlate.kinds``; ``any`` fires on each match and uses only ``group_by``.
+    ``sequence`` is Sigma's temporal_ordered; ``absent`` has two steps: the first not followed by the second.
     Windows are half-open: an event at time t counts those in (t - timespan, t]. With ``require_group``
     an event whose group-by field is unknown or empty never matches (and is counted).
     """
 
-    type: Literal["any", "event_count", "value_count", "sequence"] = "any"
+    type: CorrelationType = "any"
     group_by: Annotated[tuple[FieldName, ...], Meta(max_length=64)] = ()
     require_group: bool = True
     timespan_ns: Nanoseconds = 0
     field: Annotated[str, Meta(max_length=128)] = ""
-    op: Literal["gte", "gt"] = "gte"
-    value: Annotated[int, Meta(ge=0, le=MAX_THRESHOLD)] = 1
+    op: Operator = "gte"
+    value: Union[Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)], float] = 1
     steps: Annotated[tuple[Step, ...], Meta(max_length=MAX_STEPS)] = ()
+    percentile: Annotated[int, Meta(ge=0, le=100)] = 50
 
     @property
     def threshold(self) -> int:
-        """The smallest count that meets the condition."""
-        return self.value + (self.op == "gt")
+        """The smallest count that meets a condition of gte or gt."""
+        return int(self.value) + (self.op == "gt")
+
+    @property
+    def settled(self) -> bool:
+        """Whether it can only be decided when no earlier event can come any more (after the lateness).
+
+        Counts that grow (gte, gt), temporal and sequences are decided at once: more events never undo them.
+        """
+        if any(step.inner for step in self.steps):
+            return True
+        if self.type in ("any", "sequence"):
+            return False
+        return self.type not in COUNT_TYPES or self.op not in ("gte", "gt")
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -177,13 +242,25 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     falsepositives: tuple[ShortText, ...] = ()
 
 
+class Skipped(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A Sigma rule that is not evaluated here, and why."""
+
+    place: ShortText
+    rule: ShortText
+    reason: ShortText
+
+
 class RuleSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All rules that run together; ``sha256`` is of the files they came from."""
+    """All rules that run together; ``sha256`` is of the files they came from.
+
+    ``skipped`` are the Sigma rules that this host cannot evaluate, each with the place and the reason.
+    """
 
     version: Literal[1] = 1
     sha256: Annotated[str, Meta(max_length=64)] = ""
     files: tuple[ShortText, ...] = ()
     rules: Annotated[tuple[Rule, ...], Meta(max_length=MAX_RULES)] = ()
+    skipped: tuple[Skipped, ...] = ()
 
     def encode(self) -> bytes:
         """The rule set as msgpack, for :func:`decode_ruleset`."""
@@ -211,19 +288,38 @@ def decode_ruleset(data: bytes) -> RuleSet:
     return ruleset
 
 
-def _problem(rule: Rule) -> str:
+def _problem(rule: Rule, level: int = 0) -> str:
     """What the types cannot say about a rule, or an empty text."""
     correlation = rule.correlation
     if correlation.type != "any" and not correlation.timespan_ns > 0:
         return "a correlation needs a timespan"
-    if (correlation.type == "value_count") != bool(correlation.field):
-        return "value_count, and nothing else, needs a field"
-    if (correlation.type == "sequence") != (len(correlation.steps) >= 2):
-        return "sequence, and nothing else, needs at least two steps"
+    needs_field = correlation.type in VALUE_TYPES
+    if needs_field != bool(correlation.field):
+        return f"{correlation.type} {'needs a' if needs_field else 'takes no'} field"
+    if correlation.type in STEP_TYPES and len(correlation.steps) < 2 - (correlation.type == "temporal"):
+        return f"{correlation.type} needs at least two steps"
+    if correlation.type == "any" and correlation.steps:
+        return "a rule without a correlation has no steps"
+    if correlation.type == "absent" and len(correlation.steps) != 2:
+        return "absent has two steps"
     if sum(step.count for step in correlation.steps) > MAX_PLACES:
         return f"a sequence of more than {MAX_PLACES} events"
-    if correlation.threshold < 1:
-        return "the condition is always true"
+    if correlation.type in COUNT_TYPES:
+        if not isinstance(correlation.value, int) or not 0 <= correlation.value <= MAX_THRESHOLD:
+            return f"a count is a whole number from 0 to {MAX_THRESHOLD}"
+        if not correlation.settled and correlation.threshold < 1:
+            return "the condition is always true"
+    for step in correlation.steps:
+        own = step.group_by or correlation.group_by
+        if len(own) != len(correlation.group_by):
+            return "a step groups by as many fields as its correlation"
+        if step.inner is not None:
+            problem = "nested too deep" if level >= MAX_CHAIN else _problem(step.inner, level + 1)
+            if problem:
+                return problem
+            known = step.inner.correlation.group_by
+            if any(name and name not in known for name in (*own, step.field or correlation.field)):
+                return "a correlation groups by fields that the one below it groups by"
     for predicate in (rule.predicate, *(step.predicate for step in correlation.steps)):
         if depth(predicate) > MAX_DEPTH:
             return f"conditions are nested deeper than {MAX_DEPTH}"
@@ -286,6 +382,10 @@ def _describe_test(expr: Any) -> str:
         return f"{expr.field} {_COMPARE_WORDS[expr.op]} {expr.value}"
     if isinstance(expr, Truth):
         return f"{expr.field} is {str(expr.value).lower()}"
+    if isinstance(expr, FieldRef):
+        return f"{expr.field} {_MATCH_WORDS[expr.match]} {expr.other}"
+    if isinstance(expr, TimePart):
+        return f"the {expr.part} (UTC) is {_listing(expr.values)}"
     if isinstance(expr, Exists):
         return f"{expr.field} {'exists' if expr.present else 'is empty'}"
     if isinstance(expr, Regex):
