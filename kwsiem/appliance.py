@@ -76,6 +76,7 @@ class Appliance:
         self._probe_files: dict[Path, Any] = {}
         self._rules_offer: tuple[RulesOffer, int] | None = None
         self._record_fd = -1
+        self._state_fds: list[int] = []
         self._pending: list[OwnEvent] = []
         self._courier_is_new = False
         self._bad_messages = 0
@@ -88,6 +89,7 @@ class Appliance:
         prepare_state(self.settings)
         self._signals()
         self._first_rules()
+        self._state_fds = open_state(self.settings)
         if self.settings.record:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
             self._record_fd = os.open(self.settings.record, flags, 0o600)
@@ -210,8 +212,9 @@ class Appliance:
                 offset_ns=clock.wall_offset_ns(),
                 log_level=self.settings.log_level,
                 record=bool(recording),
+                snapshots=True,
             )
-            engine.send(start, recording)
+            engine.send(start, [*self._state_fds, *recording])
             self._serve(self.engine, self._from_engine)
 
     def _serve(self, worker: Worker[Any], take: Callable[[Any], None]) -> None:
@@ -451,6 +454,23 @@ def _give_files(folder_fd: int, entry: pwd.struct_passwd) -> None:
         if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
             os.fchown(fd, entry.pw_uid, entry.pw_gid)
         os.close(fd)
+
+
+def open_state(settings: Settings) -> list[int]:
+    """The two files of the engine's state, open for it to write. Raises ConfigError when one is no file."""
+    fds = []
+    for number in range(2):
+        path = Path(settings.state_dir) / f"engine.{number}.state"
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        except OSError as error:
+            raise ConfigError(f"state_dir: {path}: {error.strerror}") from None
+        found = os.fstat(fd)
+        # The folder is the engine's: it must not make us open anything else for it.
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            raise ConfigError(f"state_dir: {path}: not a plain file, remove it")
+        fds.append(fd)
+    return fds
 
 
 def _lock_runtime(folder: Path) -> int:

@@ -253,6 +253,11 @@ OWN_KINDS: Final[Mapping[str, EventKind]] = {
             "The rule files changed. event.outcome: success, or failure (the old rules stay).",
         ),
         _own(
+            "rules.limited",
+            "rule.id:str event.count:u64",
+            "A rule alerted too often; event.count more alerts were held back and only counted.",
+        ),
+        _own(
             "output.state",
             "output.name:str output.state:str output.previous:str event.reason:str",
             "An output changed its state (ready, failing).",

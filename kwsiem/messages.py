@@ -25,7 +25,8 @@ class _Message(msgspec.Struct, kw_only=True, tag_field="type", omit_defaults=Tru
 class EngineStart(_Message, tag="engine_start"):
     """First message to the engine: who we are, whom to become, and where wall time is.
 
-    With ``record`` the descriptor of the recording comes along.
+    With ``snapshots`` the descriptors of the two state files come along, with ``record`` then that of the
+    recording.
     """
 
     host: str
@@ -33,6 +34,7 @@ class EngineStart(_Message, tag="engine_start"):
     offset_ns: int
     log_level: str = "info"
     record: bool = False
+    snapshots: bool = False
 
 
 class ProbeKinds(msgspec.Struct, frozen=True):

@@ -5,6 +5,7 @@ Lines of ours between the probes' lines say whose lines follow and what they mea
     {"type":"kwsiem_host","data":{"host":"web1","offset_ns":…}}
     {"type":"kwsiem_contract","data":{"probe":"net_tcp","numbers":{"1":{"name":"tcp.syn","fields":[…]}}}}
     {"type":"kwsiem_probe","data":"net_tcp"}
+    {"type":"kwsiem_advanced","data":381731000000}
     {"type": "value", "data": [1, "198.51.100.7", …, 381731022702]}
 
 A probe cannot forge them: bpftrace writes the ``type`` of its own records, and none begins with ``kwsiem_``.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Any, Final, Union
 
 import msgspec
 
@@ -49,6 +50,14 @@ class Recorder:
     def contract(self, kinds: ProbeKinds) -> None:
         """What the numbers of a probe mean, from here on."""
         self._mark("contract", kinds)
+
+    def advanced(self, until_ns: int) -> None:
+        """Everything up to this time of events had come."""
+        self._mark("advanced", until_ns)
+
+    def clock(self, now_ns: int) -> None:
+        """What time it was when the next lines were read; said when some of them were dated later."""
+        self._mark("clock", now_ns)
 
     def lines(self, probe: str, data: bytes) -> None:
         """Bytes as they were read from a probe's pipe."""
@@ -89,6 +98,18 @@ class _Mark(msgspec.Struct):
     data: msgspec.Raw
 
 
+class AdvancedMark(msgspec.Struct):
+    """Everything up to this time of events had come."""
+
+    until_ns: int
+
+
+class ClockMark(msgspec.Struct):
+    """What time it was when the next lines were read."""
+
+    now_ns: int
+
+
 class HostMark(msgspec.Struct):
     """Which host recorded, and its wall-clock offset from here on."""
 
@@ -96,7 +117,10 @@ class HostMark(msgspec.Struct):
     offset_ns: int
 
 
-def read_recording(lines: Iterable[bytes]) -> Iterator[HostMark | ProbeKinds | str | bytes]:
+Mark = Union[HostMark, ProbeKinds, AdvancedMark, ClockMark, str]
+
+
+def read_recording(lines: Iterable[bytes]) -> Iterator[Mark | bytes]:
     """The parts of a recording in order: marks as objects (a probe's name as str), other lines as bytes.
 
     Raises msgspec.DecodeError for a mark that is not valid.
@@ -113,5 +137,9 @@ def read_recording(lines: Iterable[bytes]) -> Iterator[HostMark | ProbeKinds | s
             yield msgspec.json.decode(mark.data, type=ProbeKinds)
         elif name == "probe":
             yield msgspec.json.decode(mark.data, type=str)
+        elif name == "advanced":
+            yield AdvancedMark(msgspec.json.decode(mark.data, type=int))
+        elif name == "clock":
+            yield ClockMark(msgspec.json.decode(mark.data, type=int))
         else:
             raise msgspec.ValidationError(f"unknown mark {mark.type!r}")

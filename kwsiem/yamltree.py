@@ -21,6 +21,8 @@ MAX_BYTES: Final = 16 * 1024 * 1024
 MAX_DEPTH: Final = 24
 MAX_NODES: Final = 500_000
 MAX_PROBLEMS: Final = 200
+#: Documents of one file that may have several.
+MAX_DOCUMENTS: Final = 10_000
 
 _INTEGER: Final = re.compile(r"[-+]?(0|[1-9][0-9]{0,19})", re.ASCII)
 _HEX: Final = re.compile(r"0x[0-9a-fA-F]{1,16}", re.ASCII)
@@ -110,15 +112,28 @@ def read_document(name: str, data: bytes) -> tuple[Node | None, list[Problem]]:
 
     Bounds: 16 MiB, 24 levels, 500,000 nodes; no anchors, aliases, tags, merge keys or second document.
     """
+    roots, problems = _read(name, data, 1)
+    return (roots[0] if roots else None), problems
+
+
+def read_documents(name: str, data: bytes) -> tuple[list[Node], list[Problem]]:
+    """All documents of a file (``---`` stands between two), empty ones left out, and the problems of its form.
+
+    The bounds are those of :func:`read_document`, for all documents of the file together.
+    """
+    return _read(name, data, MAX_DOCUMENTS)
+
+
+def _read(name: str, data: bytes, documents: int) -> tuple[list[Node], list[Problem]]:
     if len(data) > MAX_BYTES:
-        return None, [Problem(name, 0, 0, "", f"file has {len(data)} bytes, at most {MAX_BYTES} are read")]
-    reader = _Reader(name)
+        return [], [Problem(name, 0, 0, "", f"file has {len(data)} bytes, at most {MAX_BYTES} are read")]
+    reader = _Reader(name, documents)
     try:
         return reader.read(yaml.parse(data, Loader=yaml.CSafeLoader)), reader.problems
     except _Stop:
-        return None, reader.problems
+        return [], reader.problems
     except yaml.YAMLError as error:
-        return None, [*reader.problems, _syntax_problem(name, data, error)]
+        return [], [*reader.problems, _syntax_problem(name, data, error)]
 
 
 def _syntax_problem(name: str, data: bytes, error: yaml.YAMLError) -> Problem:
@@ -147,9 +162,10 @@ class _Open:
 class _Reader:
     """Builds the tree from parser events, iteratively."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, documents: int) -> None:
         self.name = name
         self.problems: list[Problem] = []
+        self._documents = documents
         self._nodes = 0
 
     def _refuse(self, event: Any, message: str) -> None:
@@ -158,25 +174,36 @@ class _Reader:
         if len(self.problems) >= MAX_PROBLEMS:
             raise _Stop
 
-    def read(self, events: Iterator[Any]) -> Node | None:
-        """The root node. Raises _Stop after a problem that makes going on pointless."""
+    def read(self, events: Iterator[Any]) -> list[Node]:
+        """The root nodes. Raises _Stop after a problem that makes going on pointless."""
+        roots: list[Node] = []
         root: Node | None = None
         stack: list[_Open] = []
         documents = 0
         for event in events:
             if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
-                if documents > 1:
-                    self._refuse(event, "one document a file, remove the line '---'")
+                if documents > self._documents:
+                    self._refuse(event, self._too_many())
                     raise _Stop
+                root = None
             elif isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
                 done = stack.pop()
                 root = self._place(stack, done.node, root)
             elif isinstance(event, yaml.NodeEvent):
                 root = self._node(event, stack, root)
-        if root is None:
+            elif isinstance(event, yaml.DocumentEndEvent) and root is not None:
+                empty = isinstance(root, Scalar) and root.value is None
+                if self._documents == 1 or not empty:
+                    roots.append(root)
+        if not roots:
             self.problems.append(Problem(self.name, 1, 1, "", "the file is empty"))
-        return root
+        return roots
+
+    def _too_many(self) -> str:
+        if self._documents == 1:
+            return "one document a file, remove the line '---'"
+        return f"more than {self._documents} documents"
 
     def _node(self, event: Any, stack: list[_Open], root: Node | None) -> Node | None:
         """Take the start of a node (or a scalar) at the top of the stack."""

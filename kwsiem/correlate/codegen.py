@@ -14,26 +14,35 @@ import keyword
 import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from datetime import datetime, timedelta
+from functools import lru_cache, partial
 from typing import Any, Final, NamedTuple
 
 import re2
+from msgspec.structs import replace
 
+from kwsiem.correlate.settled import Settled, State
 from kwsiem.correlate.window import Window
 from kwsiem.event import DERIVED_FIELDS, TEXT_TYPES, Event, EventKind, Field
 from kwsiem.rules.model import (
+    STEP_TYPES,
     And,
     Cidr,
     Compare,
     Constant,
+    Correlation,
     Exists,
     Expr,
+    FieldRef,
     Keyword,
     Not,
     Number,
     Or,
     Regex,
+    Rule,
+    Step,
     Text,
+    TimePart,
     Truth,
 )
 
@@ -42,6 +51,12 @@ Handler = Callable[[Event], None]
 MIN_GROUP: Final = 4
 MAX_REMEMBERED: Final = 10_000
 _OPERATORS: Final = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+#: The parts of a time as :func:`_parts_of` gives them.
+TIME_PARTS: Final = ("minute", "hour", "day", "week", "month", "year")
+_MINUTE_NS: Final = 60 * 10**9
+#: UTC, like all times here.
+_EPOCH: Final = datetime(1970, 1, 1)
+_LAST_MINUTE: Final = (datetime.max - _EPOCH) // timedelta(minutes=1)
 
 
 class Code(NamedTuple):
@@ -51,9 +66,12 @@ class Code(NamedTuple):
     false: str
 
 
-def make_handler(cls: type[Event], states: Sequence[Window]) -> Handler:
-    """The function that takes an event of a class through the rules that look at its kind."""
-    return _FunctionMaker(cls.KIND).function(list(states))
+def make_handler(cls: type[Event], states: Sequence[State], offset: Callable[[], int] = lambda: 0) -> Handler:
+    """The function that takes an event of a class through the rules that look at its kind.
+
+    ``offset`` says what to add to an event's time, now, to get wall time (nanoseconds).
+    """
+    return _FunctionMaker(cls.KIND, offset).function(list(states))
 
 
 class _Groups(dict[Any, "Handler | None"]):
@@ -79,25 +97,27 @@ class UnknownFieldError(Exception):
 class _FunctionMaker:
     """Gathers the constants and the field loads of one function."""
 
-    def __init__(self, kind: EventKind) -> None:
+    def __init__(self, kind: EventKind, offset: Callable[[], int]) -> None:
         self._kind = kind
+        self._offset = offset
         self._names: dict[str, Any] = {}
         self._loads: dict[str, str] = {}
 
-    def function(self, states: list[Window]) -> Handler:
+    def function(self, states: list[State]) -> Handler:
         """The whole function, rules with a common equality behind a dictionary."""
         field, groups, rest = _group(states, self._kind)
         lines = [line for state in rest for line in self._rule(state, state.rule.predicate)]
         if field is not None:
             table = {
-                value: _FunctionMaker(self._kind).function_of(members) for value, members in groups.items()
+                value: _FunctionMaker(self._kind, self._offset).function_of(members)
+                for value, members in groups.items()
             }
             folded = self._field(field).type in TEXT_TYPES
             found = self._constant("group", _Groups(table, folded=folded))
             lines += [f"chosen = {found}[{self._load(field)}]", "if chosen is not None: chosen(e)"]
         return self._compile(lines)
 
-    def function_of(self, members: list[tuple[Window, Expr]]) -> Handler:
+    def function_of(self, members: list[tuple[State, Expr]]) -> Handler:
         """A function of rules whose predicates have been shortened."""
         return self._compile([line for state, expr in members for line in self._rule(state, expr)])
 
@@ -111,25 +131,58 @@ class _FunctionMaker:
 
     # -- rules
 
-    def _rule(self, state: Window, predicate: Expr) -> list[str]:
+    def _rule(self, state: State, predicate: Expr) -> list[str]:
         """The lines of one rule: test, key, hit. A rule that names an unknown field gives none."""
+        if isinstance(state, Settled):
+            tests = [test for kinds, expr in leaves(state.rule) if (test := self._test_of(kinds, expr))]
+            return [f"if {' or '.join(tests)}: {self._constant('hold', state.hold)}(e)"] if tests else []
+        if not state.rule.correlation.steps:
+            return self._attempt(
+                lambda: self._hit(state, state.rule.correlation, self._code(predicate).true, "")
+            )
+        return self._steps(state)
+
+    def _steps(self, state: Window) -> list[str]:
+        """The lines of a rule with steps: those with the same key and field are one hit."""
+        correlation = state.rule.correlation
+        groups: dict[tuple[tuple[str, ...], str], list[tuple[int, str]]] = {}
+        for number, step in enumerate(correlation.steps):
+            kinds, expr = _own_leaf(state.rule, step)
+            test = "" if step.inner else self._test_of(kinds, expr)
+            if test:
+                own = (step.group_by or correlation.group_by, step.field or correlation.field)
+                groups.setdefault(own, []).append((number, test))
+        lines: list[str] = []
+        for (group_by, field), members in groups.items():
+            grouped = replace(correlation, group_by=group_by, field=field)
+            lines += self._attempt(partial(self._step_group, state, grouped, members))
+        return lines
+
+    def _step_group(self, state: Window, grouped: Correlation, members: list[tuple[int, str]]) -> list[str]:
+        """Steps with one key: a hit with the bits of those that match, or, where events count, one hit."""
+        if grouped.type not in STEP_TYPES:
+            return self._hit(state, grouped, " or ".join(test for _, test in members), "")
+        bits = " | ".join(f"({1 << number} if {test} else 0)" for number, test in members)
+        return [f"steps = {bits}", *self._hit(state, grouped, "steps", "steps")]
+
+    def _test_of(self, kinds: tuple[str, ...], expr: Expr) -> str:
+        """The test of a leaf on this kind; empty when it is not for this kind or names a field it lacks."""
+        if self._kind.name not in kinds:
+            return ""
+        lines = self._attempt(lambda: [self._code(expr).true])
+        return lines[0] if lines else ""
+
+    def _attempt(self, make: Callable[[], list[str]]) -> list[str]:
+        """Lines that may name a field this class does not have: then there are none."""
         before = dict(self._loads)
         try:
-            steps = state.rule.correlation.steps
-            if not steps:
-                return self._hit(state, predicate, "")
-            tests = [self._code(step.predicate).true for step in steps]
-            bits = " | ".join(f"({1 << number} if {test} else 0)" for number, test in enumerate(tests))
-            lines = [f"if {self._code(predicate).true}:", f"    steps = {bits}"]
-            return lines + [f"    {line}" for line in self._hit(state, None, "steps")]
+            return make()
         except UnknownFieldError:
             self._loads = before
             return []
 
-    def _hit(self, state: Window, predicate: Expr | None, steps: str) -> list[str]:
-        """Key and hit, behind the predicate or, for a sequence, the bits of the steps that match."""
-        correlation = state.rule.correlation
-        test = steps if predicate is None else self._code(predicate).true
+    def _hit(self, state: Window, correlation: Correlation, test: str, steps: str) -> list[str]:
+        """Key and hit, behind the test; ``steps`` is the variable with the bits of the steps that match."""
         names = [self._load(name) for name in correlation.group_by]
         key = names[0] if len(names) == 1 else f"({', '.join(names)}{',' if names else ''})"
         extra = steps or (self._load(correlation.field) if correlation.field else "")
@@ -169,6 +222,11 @@ class _FunctionMaker:
             name = self._load(expr.field)
             present = f"bool({name})" if self._may_be_unknown(expr.field) else "True"
             return Code(present, f"not {present}") if expr.present else Code(f"not {present}", present)
+        if isinstance(expr, TimePart):
+            test = self._time(expr)
+            return Code(test, f"not {test}")
+        if isinstance(expr, FieldRef):
+            return self._reference(expr)
         test = self._test(expr)
         if isinstance(expr, Cidr):
             return Code(test, f"({test} is False)")  # None for what is no address
@@ -203,6 +261,29 @@ class _FunctionMaker:
             parts = [f"{self._constant('text', value)} in {subject}" for value in expr.values]
             return f"({' or '.join(parts)})"
         return f"{subject}.{expr.match}({self._constant('texts', expr.values)})"
+
+    def _reference(self, expr: FieldRef) -> Code:
+        """One field against another; with an unknown address neither true nor false."""
+        one, other = self._load(expr.field), self._load(expr.other)
+        types = {self._field(expr.field).type, self._field(expr.other).type}
+        if "ip" in types:
+            known = f"{one} and {other} and {one}"
+            return Code(f"({known} == {other})", f"({known} != {other})")
+        if types <= TEXT_TYPES and not expr.cased:
+            left, right = f"{one}.lower()", f"{other}.lower()"
+        else:
+            left, right = one, other
+        if expr.match == "equals":
+            return Code(f"({left} == {right})", f"({left} != {right})")
+        found = f"{right} in {left}" if expr.match == "contains" else f"{left}.{expr.match}({right})"
+        # Empty text is part of every text: that says nothing, and no rule means it.
+        test = f"({other} != '' and {found})"
+        return Code(test, f"not {test}")
+
+    def _time(self, expr: TimePart) -> str:
+        parts = self._constant("parts", _clock(self._offset))
+        wanted = self._constant("numbers", frozenset(expr.values))
+        return f"({parts}(e.ts_ns)[{TIME_PARTS.index(expr.part)}] in {wanted})"
 
     def _keyword(self, expr: Keyword) -> str:
         search = self._constant("search", re2.compile(expr.pattern).search)
@@ -241,22 +322,22 @@ class _FunctionMaker:
 
 
 def _group(
-    states: list[Window], kind: EventKind
-) -> tuple[str | None, dict[Any, list[tuple[Window, Expr]]], list[Window]]:
+    states: list[State], kind: EventKind
+) -> tuple[str | None, dict[Any, list[tuple[State, Expr]]], list[State]]:
     """The field that most rules test for equality, those rules by value (without that test), the others."""
     counts = Counter(
         name
         for state in states
         for name in _equalities(state.rule.predicate)
-        if not _steps(state) and kind.field(name) is not None
+        if _plain(state) and kind.field(name) is not None
     )
     field = max(counts, key=counts.__getitem__, default="")
     if counts[field] < MIN_GROUP:
         return None, {}, states
-    groups: dict[Any, list[tuple[Window, Expr]]] = {}
+    groups: dict[Any, list[tuple[State, Expr]]] = {}
     rest = []
     for state in states:
-        test = None if _steps(state) else _equalities(state.rule.predicate).get(field)
+        test = None if not _plain(state) else _equalities(state.rule.predicate).get(field)
         if test is None:
             rest.append(state)
             continue
@@ -265,8 +346,26 @@ def _group(
     return field, groups, rest
 
 
-def _steps(state: Window) -> bool:
-    return bool(state.rule.correlation.steps)
+def _plain(state: State) -> bool:
+    """Whether the rule is one predicate and one hit."""
+    return not isinstance(state, Settled) and not state.rule.correlation.steps
+
+
+def leaves(rule: Rule) -> list[tuple[tuple[str, ...], Expr]]:
+    """All that a rule looks at, those below a chain too: event kinds and predicate."""
+    found: list[tuple[tuple[str, ...], Expr]] = []
+    for step in rule.correlation.steps:
+        found += leaves(step.inner) if step.inner else [_own_leaf(rule, step)]
+    return found or [(rule.events, rule.predicate)]
+
+
+def _own_leaf(rule: Rule, step: Step) -> tuple[tuple[str, ...], Expr]:
+    """Kinds and predicate of a step; one without kinds of its own must meet the rule's predicate too."""
+    if step.events:
+        return step.events, step.predicate
+    if rule.predicate == Constant(True):
+        return rule.events, step.predicate
+    return rule.events, And((rule.predicate, step.predicate))
 
 
 def _equalities(predicate: Expr) -> dict[str, Number | Text]:
@@ -284,6 +383,18 @@ def _without(predicate: Expr, test: Expr) -> Expr:
         return Constant(True)
     rest = tuple(item for item in predicate.items if item is not test)
     return And(rest) if len(rest) > 1 else rest[0]
+
+
+def _clock(offset: Callable[[], int]) -> Callable[[int], tuple[int, ...]]:
+    """A function that tells the parts of the wall-clock time of an event, in UTC (see TIME_PARTS)."""
+    return lambda ts_ns: _parts_of((ts_ns + offset()) // _MINUTE_NS)
+
+
+@lru_cache(maxsize=4096)
+def _parts_of(minute: int) -> tuple[int, ...]:
+    """The parts of a minute since 1970; one that no calendar has is the first or the last."""
+    when = _EPOCH + timedelta(minutes=min(max(minute, 0), _LAST_MINUTE))
+    return when.minute, when.hour, when.day, when.isocalendar()[1], when.month, when.year
 
 
 def networks(texts: tuple[str, ...]) -> Callable[[str], bool | None]:

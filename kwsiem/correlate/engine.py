@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from kwsiem.alert import Alert
 from kwsiem.correlate.codegen import Handler, make_handler
 from kwsiem.correlate.incident import Incidents
-from kwsiem.correlate.kinds import KINDS
-from kwsiem.correlate.window import Window
+from kwsiem.correlate.kinds import make_state
+from kwsiem.correlate.settled import Settled, State
+from kwsiem.correlate.snapshot import Restore, restore_states, save_states
 from kwsiem.event import Event
 from kwsiem.rules.model import Rule, RuleSet
+
+#: Clocks of two processors may differ by this; what is dated later still is taken as of now.
+FUTURE_NS: Final = 1_000_000_000
 
 
 class Engine:
@@ -25,13 +29,17 @@ class Engine:
         self._emit = emit
         self._host = host
         self._offset_ns = offset_ns
-        self._states: list[Window] = []
+        self._states: list[State] = []
         self._handlers: dict[type[Event], Handler] = {}
         self._seen: Counter[type[Event]] = Counter()
         self._counted: dict[str, int] = {}
         self._alerts_before = 0
         self._errors: Counter[str] = Counter()
         self._last_error = ""
+        self.future = 0
+        self._held_told: dict[str, int] = {}
+        self._saved: dict[tuple[str, str], Restore] = {}
+        self.restored = 0
         self.sha256 = ""
 
     @property
@@ -52,34 +60,49 @@ class Engine:
         for rule in ruleset.rules:
             state = kept.pop((rule.id, rule.fingerprint), None)
             if state is None:
-                state = self._new_state(rule)
+                state = self._restored(rule) or self._new_state(rule)
             else:
                 state.rule = state.incidents.rule = rule
             states.append(state)
-        handlers = {cls: make_handler(cls, _looking_at(states, cls)) for cls in self._handlers}
+        handlers = {cls: self._handler(cls, states) for cls in self._handlers}
         self._states, self._handlers = states, handlers
         self.sha256 = ruleset.sha256
         for state in kept.values():
             state.incidents.close_all()
             self._alerts_before += state.incidents.alerts
 
-    def _new_state(self, rule: Rule) -> Window:
+    def _new_state(self, rule: Rule) -> State:
         incidents = Incidents(rule, self._emit)
         incidents.offset_ns, incidents.host = self._offset_ns, self._host
-        return KINDS[rule.correlation.type](rule, incidents)
+        return make_state(rule, incidents)
+
+    def _handler(self, cls: type[Event], states: list[State]) -> Handler:
+        looking = [state for state in states if cls.KIND.name in state.rule.events]
+        return make_handler(cls, looking)
 
     def bind(self, cls: type[Event]) -> None:
         """Events of this class may come from now on; several classes may share a kind."""
-        self._handlers[cls] = make_handler(cls, _looking_at(self._states, cls))
+        self._handlers[cls] = self._handler(cls, self._states)
 
     def unbind(self, cls: type[Event]) -> None:
         """No more events of this class will come."""
         self._handlers.pop(cls, None)
+        for state in self._states:
+            if isinstance(state, Settled):
+                state.forget(cls)
         name = cls.KIND.name
         self._counted[name] = self._counted.get(name, 0) + self._seen.pop(cls, 0)
 
-    def process(self, events: Sequence[Event]) -> None:
-        """Take events through the rules, in their order; one that fails is counted in ``errors``."""
+    def process(self, events: Sequence[Event], now_ns: int = 0) -> None:
+        """Take events through the rules, in their order; one that fails is counted in ``errors``.
+
+        With ``now_ns``, the clock of events, what is dated later is taken as of now, and counted.
+        """
+        if now_ns:
+            limit_ns = now_ns + FUTURE_NS
+            for early in [each for each in events if each.ts_ns > limit_ns]:
+                early.ts_ns = now_ns
+                self.future += 1
         handlers = self._handlers
         rest = iter(events)
         event: Event | None = None
@@ -94,31 +117,79 @@ class Engine:
                 self._last_error = f"{name}: {type(error).__name__}: {error}"[:300]
         self._seen.update(map(type, events))
 
-    def advance(self, now_ts_ns: int) -> None:
-        """The clock of events has come this far: let go of what is over, close quiet incidents."""
+    def advance(self, now_ns: int) -> None:
+        """Everything up to this time of events has come: decide what waits, let go of what is over."""
         for state in self._states:
-            state.advance(now_ts_ns)
+            state.advance(now_ns)
+
+    def finish(self, now_ns: int | None = None) -> None:
+        """No more events will come: decide all that waits; with ``now_ns`` time goes on until then."""
+        for state in self._states:
+            if isinstance(state, Settled):
+                state.finish(now_ns)
+        if now_ns is not None:
+            self.advance(now_ns)
+
+    def held_back(self) -> list[tuple[str, int]]:
+        """Rules that alert too often, and how many alerts of each were held back since the last call."""
+        found = []
+        for state in self._states:
+            name, held = state.rule.id, state.incidents.held_back
+            if held > self._held_told.get(name, 0):
+                found.append((name, held - self._held_told.get(name, 0)))
+                self._held_told[name] = held
+        return found
+
+    # -- snapshots -------------------------------------------------------------------------------------
+
+    def save(self) -> bytes:
+        """The state of all rules as bytes for :meth:`offer`."""
+        return save_states(self._states)
+
+    def offer(self, data: bytes) -> None:
+        """What :meth:`save` of an earlier run gave: rules set from now on that are in it go on from there.
+
+        Raises msgspec.DecodeError for bytes that are no snapshot.
+        """
+        self._saved = restore_states(data)
+
+    def _restored(self, rule: Rule) -> State | None:
+        """The state of a rule from the snapshot; None when there is none or it does not fit."""
+        restore = self._saved.pop((rule.id, rule.fingerprint), None)
+        if restore is None:
+            return None
+        state = self._new_state(rule)
+        try:
+            restore(state)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            self._errors["snapshot"] += 1
+            self._last_error = f"snapshot of {rule.id}: {type(error).__name__}: {error}"[:300]
+            return None
+        self.restored += 1
+        return state
 
     def counters(self) -> dict[str, Any]:
         """Events by kind; alerts, keys, evictions, late and ungrouped events, open incidents of all rules."""
         events = dict(self._counted)
         for cls, count in self._seen.items():
             events[cls.KIND.name] = events.get(cls.KIND.name, 0) + count
+        states = self._states
         return {
-            "rules": len(self._states),
+            "rules": len(states),
             "rules_sha256": self.sha256,
             "events": events,
-            "alerts": self._alerts_before + sum(state.incidents.alerts for state in self._states),
-            "keys": sum(state.keys for state in self._states),
-            "evictions": sum(state.evictions for state in self._states),
-            "late": sum(state.late for state in self._states),
-            "ungrouped": sum(state.ungrouped for state in self._states),
-            "incidents": sum(len(state.incidents.open) for state in self._states),
-            "crowded_out": sum(state.incidents.crowded_out for state in self._states),
+            "alerts": self._alerts_before + sum(state.incidents.alerts for state in states),
+            "keys": sum(state.keys for state in states),
+            "evictions": sum(state.evictions for state in states),
+            "crowded": sum(state.crowded for state in states),
+            "late": sum(state.late for state in states),
+            "future": self.future,
+            "ungrouped": sum(state.ungrouped for state in states),
+            "incidents": sum(len(state.incidents.open) for state in states),
+            "crowded_out": sum(state.incidents.crowded_out for state in states),
+            "held_back": sum(state.incidents.held_back for state in states),
+            "hurried": sum(state.hurried for state in states if isinstance(state, Settled)),
+            "restored": self.restored,
             "errors": dict(self._errors),
             "last_error": self._last_error,
         }
-
-
-def _looking_at(states: list[Window], cls: type[Event]) -> list[Window]:
-    return [state for state in states if cls.KIND.name in state.rule.events]

@@ -1,7 +1,8 @@
 """Incidents: a met condition opens one, growth updates it, quiet closes it; nothing in it is uncounted.
 
 While an incident is open, further matches of its key only count: they open no second one. It is updated
-when its count has grown tenfold, and closes with its totals after ``suppress_ns`` without a match.
+when its count has grown tenfold, and closes with its totals after ``suppress_ns`` without a match. A rule that
+alerts without end (it matches everything) is held back; what it would have said is counted.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ MAX_VALUES: Final = 50
 #: Open incidents of one rule; beyond, the one that opened first is closed before its time (and says so).
 MAX_OPEN: Final = 20_000
 GROWTH: Final = 10
+#: What a rule may say: this many alerts at once, then so many a second of event time.
+BURST: Final = 10_000
+ALERTS_PER_S: Final = 100
+_CLOSED_NS: Final = -(2**62)
 
 Key = Hashable
 Raise = Callable[[Alert], None]
@@ -29,7 +34,6 @@ class Incident:
     """One open incident: what has happened since its condition was met."""
 
     __slots__ = (
-        "closed",
         "count",
         "first_ns",
         "last_ns",
@@ -37,21 +41,31 @@ class Incident:
         "next_count",
         "offset_ns",
         "opened",
+        "opened_ns",
         "reason",
+        "said",
         "values",
     )
 
     def __init__(
-        self, opened: Event, first_ns: int, count: int, reason: str, values: list[Any], offset_ns: int
+        self,
+        opened: Event,
+        opened_ns: int,
+        first_ns: int,
+        count: int,
+        reason: str,
+        values: list[Any],
+        offset_ns: int,
     ) -> None:
         self.opened = opened
+        self.opened_ns = opened_ns
         self.first_ns = first_ns
-        self.last_ns = opened.ts_ns
-        self.closed = False
+        self.last_ns = opened_ns  # far in the past once it is closed: then no event continues it
         self.offset_ns = offset_ns  # kept to the end: all messages of an incident share its first time
         self.count = count
         self.next_count = count * GROWTH
         self.reason = reason
+        self.said = True
         self.values: dict[Any, None] = dict.fromkeys(values[:MAX_VALUES])
         self.latest: deque[Event] = deque(maxlen=MAX_EVIDENCE_EVENTS - 1)
 
@@ -69,46 +83,65 @@ class Incidents:
         self.open: dict[Key, Incident] = {}
         self.alerts = 0
         self.crowded_out = 0
+        self.held_back = 0
         self.offset_ns = 0
         self.host = ""
         self._emit = emit
+        self._allowance = BURST
+        self._refilled_ns = 0
 
     def begin(
-        self, key: Key, event: Event, first_ns: int, count: int, reason: str, values: list[Any] | None = None
+        self,
+        key: Key,
+        event: Event,
+        at_ns: int,
+        first_ns: int,
+        count: int,
+        reason: str,
+        values: list[Any] | None = None,
     ) -> Incident | None:
         """The condition is met: open an incident and say so; without a quiet time it is said and over."""
-        incident = Incident(event, first_ns, count, reason, values or [], self.offset_ns)
+        incident = Incident(event, at_ns, first_ns, count, reason, values or [], self.offset_ns)
         if self.rule.suppress_ns:
             if len(self.open) >= MAX_OPEN:
                 self.crowded_out += 1
                 first = next(iter(self.open))
                 self._close(first, self.open[first])
             self.open[key] = incident
-        self._say(incident, key, "open", event.ts_ns)
+        if self._allowance <= 0 and not self._refill(at_ns):
+            incident.said = False
+            self.held_back += 1
+        else:
+            self._allowance -= 1
+            self._say(incident, key, "open", at_ns)
         return incident if self.rule.suppress_ns else None
 
-    def continues(self, key: Key, incident: Incident, event: Event) -> bool:
+    def continues(self, key: Key, incident: Incident, event: Event, at_ns: int) -> bool:
         """Count an event in the open incident of its key; False when it comes too late for it.
 
         An event after the quiet time closes the incident, whether or not :meth:`advance` came by before.
         """
-        if incident.closed:
+        if incident.last_ns == _CLOSED_NS:
             return False
-        ts_ns = event.ts_ns
-        if ts_ns > incident.last_ns:
-            if ts_ns - incident.last_ns > self.rule.suppress_ns:
+        if at_ns > incident.last_ns:
+            if at_ns - incident.last_ns > self.rule.suppress_ns:
                 self._close(key, incident)
                 return False
-            incident.last_ns = ts_ns
+            incident.last_ns = at_ns
         incident.count += 1
         incident.latest.append(event)
         if incident.count >= incident.next_count:
-            incident.next_count *= GROWTH
-            self._say(incident, key, "update", ts_ns)
+            self.grown(key, incident, at_ns)
         return True
+
+    def grown(self, key: Key, incident: Incident, at_ns: int) -> None:
+        """The count has grown tenfold."""
+        incident.next_count *= GROWTH
+        self._say(incident, key, "update", at_ns)
 
     def advance(self, now_ns: int) -> None:
         """Close what has been quiet long enough."""
+        self._refill(now_ns)
         horizon_ns = now_ns - self.rule.suppress_ns - LATENESS_NS
         quiet = [(key, incident) for key, incident in self.open.items() if incident.last_ns < horizon_ns]
         for key, incident in quiet:
@@ -121,14 +154,28 @@ class Incidents:
 
     def _close(self, key: Key, incident: Incident) -> None:
         del self.open[key]
-        incident.closed = True
         self._say(incident, key, "close", incident.last_ns + self.rule.suppress_ns)
+        incident.last_ns = _CLOSED_NS
 
-    def _say(self, incident: Incident, key: Key, state: str, ts_ns: int) -> None:
+    def _refill(self, now_ns: int) -> bool:
+        """Let the allowance grow with time; whether there is any."""
+        if not self._refilled_ns:
+            self._refilled_ns = now_ns
+        grown = (now_ns - self._refilled_ns) * ALERTS_PER_S // 10**9
+        if grown > 0:
+            self._allowance = min(BURST, self._allowance + grown)
+            self._refilled_ns = now_ns
+        return self._allowance > 0
+
+    def _say(self, incident: Incident, key: Key, state: str, at_ns: int) -> None:
         """Raise an alert; its times are those of events, so that a replay says the very same."""
+        if not incident.said:
+            return
         rule = self.rule
-        opened = incident.opened
+        opened = evidence_of(incident.opened)
+        fields = {name: value for name, value in opened.items() if name not in ("kind", "ts_ns")}
         self.alerts += 1
+        offset_ns = incident.offset_ns
         alert = Alert(
             rule_id=rule.id,
             title=rule.title,
@@ -136,16 +183,16 @@ class Incidents:
             state=state,
             identity=self._identity(key),
             count=incident.count,
-            first_ns=incident.first_ns + incident.offset_ns,
-            last_ns=incident.last_ns + incident.offset_ns,
-            raised_ns=ts_ns + incident.offset_ns,
-            opened_ts_ns=opened.ts_ns,
+            first_ns=incident.first_ns + offset_ns,
+            last_ns=incident.last_ns + offset_ns,
+            raised_ns=at_ns + offset_ns,
+            opened_ts_ns=incident.opened_ns,
             description=rule.description,
             reason=incident.reason,
             tags=list(rule.tags),
-            fields=event_fields(opened),
+            fields=fields,
             values=list(incident.values),
-            evidence=[_evidence(event) for event in (opened, *incident.latest)],
+            evidence=[opened, *map(evidence_of, incident.latest)],
             falsepositives=list(rule.falsepositives),
             host=self.host,
         )
@@ -158,5 +205,6 @@ class Incidents:
         return dict(zip(names, key, strict=True)) if isinstance(key, tuple) and names else {}
 
 
-def _evidence(event: Event) -> dict[str, Any]:
+def evidence_of(event: Event) -> dict[str, Any]:
+    """An event as the flat ECS fields of an alert's evidence, with ``kind`` and ``ts_ns``."""
     return {"kind": event.KIND.name, "ts_ns": event.ts_ns, **event_fields(event)}

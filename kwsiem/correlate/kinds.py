@@ -5,12 +5,39 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from kwsiem.correlate.absent import Absent
+from kwsiem.correlate.codegen import make_handler
+from kwsiem.correlate.incident import Incidents
+from kwsiem.correlate.measured import Measured
 from kwsiem.correlate.sequence import Sequence
-from kwsiem.correlate.window import Any_, EventCount, ValueCount, Window
+from kwsiem.correlate.settled import Settled, State
+from kwsiem.correlate.window import Any_, EventCount, Temporal, ValueCount, Window
+from kwsiem.rules.model import Rule
 
 KINDS: Final[Mapping[str, type[Window]]] = {
     "any": Any_,
     "event_count": EventCount,
     "value_count": ValueCount,
+    "temporal": Temporal,
     "sequence": Sequence,
+    "absent": Absent,
+    "value_sum": Measured,
+    "value_avg": Measured,
+    "value_percentile": Measured,
+    "value_median": Measured,
 }
+
+
+def make_state(rule: Rule, incidents: Incidents) -> State:
+    """The state of a rule: a window, or one that is decided in the order of time."""
+    if rule.correlation.settled:
+        return Settled(rule, incidents, make_window, make_handler)
+    return make_window(rule, incidents)
+
+
+def make_window(rule: Rule, incidents: Incidents) -> Window:
+    """The window of one correlation."""
+    correlation = rule.correlation
+    if correlation.op not in ("gte", "gt") and correlation.type not in ("any", "sequence", "absent"):
+        return Measured(rule, incidents)
+    return KINDS[correlation.type](rule, incidents)

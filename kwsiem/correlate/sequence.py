@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from operator import itemgetter
-from typing import Final
+from typing import Any, Final
 
 from kwsiem.correlate.incident import LATENESS_NS, Incident, Incidents, Key
 from kwsiem.correlate.window import Window
@@ -98,14 +98,19 @@ class Sequence(Window):
         """One event that matches the steps whose bits are set."""
         track = self._young.get(key) or self._find(key)
         if track.__class__ is Incident:
-            if self.incidents.continues(key, track, event):
+            if self.incidents.continues(key, track, event, event.ts_ns):
                 return
             del self._young[key]
             track = None
         ts_ns = event.ts_ns
-        if track is None:  # a bare pair until the second event; two steps cannot be done by one
-            self._admit(key, (ts_ns, steps))
-            return
+        if track is None:
+            if self._crowd.admits(key, len(self._young)):
+                self._young[key] = (ts_ns, steps)  # until the second event; one alone cannot do two steps
+                return
+            done = self._crowd.mark(key, steps)
+            if not done:
+                return
+            track = (ts_ns - 1, done)  # it has come before: exact from now on, its past taken as just now
         if track.__class__ is tuple:
             track = self._second(key, track)
         recent = track.recent
@@ -125,6 +130,24 @@ class Sequence(Window):
         track.recent.append(first)
         track.now.extend(self._step_of, self._timespan_ns, *first)
         self._weigh(len(self._step_of))
+        return track
+
+    def _plain(self, state: Any) -> Any:
+        if not isinstance(state, Track):
+            return super()._plain(state)
+        chains = [[c.begun, c.before, c.ended] for c in (state.now, state.settled) if c]
+        return {"chains": chains, "settled": state.settled_ns, "recent": state.recent}
+
+    def _state(self, plain: Any) -> Any:
+        if isinstance(plain, list):
+            return (int(plain[0]), int(plain[1]))
+        track = Track(len(self._step_of))
+        made = [Chains(0) for _ in plain["chains"]]
+        for chains, parts in zip(made, plain["chains"], strict=True):
+            chains.begun, chains.before, chains.ended = (list(map(int, part)) for part in parts)
+        track.now, track.settled = made[0], made[1] if len(made) > 1 else None
+        track.settled_ns = int(plain["settled"])
+        track.recent = [(int(ts_ns), int(steps)) for ts_ns, steps in plain["recent"]]
         return track
 
     def _extend_late(self, track: Track, ts_ns: int, steps: int) -> int:

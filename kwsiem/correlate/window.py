@@ -13,8 +13,9 @@ from __future__ import annotations
 from bisect import insort
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
+from kwsiem.correlate.crowd import Crowd
 from kwsiem.correlate.incident import LATENESS_NS, Incident, Incidents, Key
 from kwsiem.event import Event
 from kwsiem.rules.duration import format_duration
@@ -31,21 +32,47 @@ MAX_TIMES: Final = 64
 ORDERED_FROM: Final = 100
 
 
+class EventWriter(Protocol):
+    """What makes plain data of an event for a snapshot."""
+
+    def event(self, event: Event) -> Any:
+        """One event as plain data."""
+
+    def incidents(self, incidents: Incidents) -> Any:
+        """The open incidents of a rule as plain data."""
+
+
+class EventReader(Protocol):
+    """What makes events again."""
+
+    def event(self, plain: Any) -> Event:
+        """One event."""
+
+    def incidents(self, incidents: Incidents, plain: Any) -> None:
+        """Open again what was open."""
+
+
 class Window:
-    """State of one rule: keys in two generations, and its incidents. Subclasses say what a hit does."""
+    """State of one rule: keys in two generations, and its incidents. Subclasses say what a hit does.
+
+    Who has no place any more (:class:`~kwsiem.correlate.crowd.Crowd`) is counted in a sketch until it has
+    come often enough to be worth one: those who were there first are not driven out.
+    """
 
     def __init__(self, rule: Rule, incidents: Incidents) -> None:
         self.rule = rule
         self.incidents = incidents
-        self.evictions = 0
+        self._evicted = 0
         self.late = 0
         self.ungrouped = 0
         self._timespan_ns = rule.correlation.timespan_ns
         self._threshold = rule.correlation.threshold
+        self._suppress_ns = rule.suppress_ns
         self._young: dict[Key, Any] = {}
         self._old: dict[Key, Any] = {}
         self._turn_ns = 0
         self._weight = 0
+        self._crowd = Crowd(rule.correlation.group_by, MAX_KEYS // 2)
         # A window that has not fired holds at most T - 1 events; the lateness may span several windows.
         windows = 1 + -(-LATENESS_NS // max(1, self._timespan_ns))
         self._keep = min(MAX_STAMPS, (self._threshold - 1) * windows + self._threshold)
@@ -55,34 +82,46 @@ class Window:
         """How many keys are kept now."""
         return len(self._young) + len(self._old)
 
+    @property
+    def evictions(self) -> int:
+        """Keys let go before their time, and hits that not even a sketch could take."""
+        return self._evicted + self._crowd.uncounted
+
+    @property
+    def crowded(self) -> int:
+        """Hits of keys that had no place of their own and were counted in the sketch."""
+        return self._crowd.counted
+
     def advance(self, now_ns: int) -> None:
         """Let go of keys that no window can need any more, close incidents that are quiet."""
         if now_ns >= self._turn_ns:
             self._turn_ns = now_ns + self._timespan_ns + LATENESS_NS
             self._turn()
+            self._crowd.turn()
         self.incidents.advance(now_ns)
 
     def count_ungrouped(self) -> None:
         """A match whose group-by field is not known: it belongs to no key."""
         self.ungrouped += 1
 
-    def _admit(self, key: Key, state: Any) -> None:
-        """A key's first hit; at the cap the older generation goes before its time, and that is counted."""
-        self._young[key] = state
-        if len(self._young) >= MAX_KEYS // 2:
-            self.evictions += len(self._old)
-            self._turn()
-
     def _turn(self) -> None:
         self._old = self._young
         self._young = {}
         self._weight = 0
 
+    def _promote(self, key: Key, state: Any) -> None:
+        """A key has come so often without a place that it gets one; a bound holds for these too."""
+        if len(self._young) >= MAX_KEYS:
+            self._evicted += len(self._old)
+            self._turn()
+        self._young[key] = state
+        self._weigh(self._stamps_of(state))
+
     def _weigh(self, stamps: int) -> None:
         """A key has become busy and may come to need so many time stamps; bounded like the keys."""
         self._weight += stamps
         if self._weight > MAX_RULE_STAMPS:
-            self.evictions += len(self._old)
+            self._evicted += len(self._old)
             self._turn()
 
     def _find(self, key: Key) -> Any:
@@ -106,12 +145,48 @@ class Window:
         self, key: Key, event: Event, first_ns: int, count: int, reason: str, values: list[Any] | None = None
     ) -> None:
         """The condition is met: the incident takes the place of the window."""
-        incident = self.incidents.begin(key, event, first_ns, count, reason, values)
+        incident = self.incidents.begin(key, event, event.ts_ns, first_ns, count, reason, values)
         if incident is None:
             self._young.pop(key, None)
             self._old.pop(key, None)
         else:
             self._young[key] = incident
+
+    # -- snapshots: the states of a key as plain data and back -----------------------------------------
+
+    def save(self, _writer: EventWriter) -> dict[str, Any]:
+        """Everything but the incidents, as plain data; what :meth:`load` of the same rule takes."""
+        return {
+            "turn_ns": self._turn_ns,
+            "weight": self._weight,
+            "counts": [self._evicted, self.late, self.ungrouped],
+            "young": [(key, self._plain(state)) for key, state in self._young.items()],
+            "old": [(key, self._plain(state)) for key, state in self._old.items()],
+        }
+
+    def load(self, saved: Any, _reader: EventReader) -> None:
+        """Take what :meth:`save` gave; the incidents have been taken before."""
+        self._turn_ns, self._weight = int(saved["turn_ns"]), int(saved["weight"])
+        self._evicted, self.late, self.ungrouped = map(int, saved["counts"])
+        for generation, name in ((self._young, "young"), (self._old, "old")):
+            for plain_key, plain in saved[name]:
+                key = hashable(plain_key)
+                state = self.incidents.open.get(key) if plain is None else self._state(plain)
+                if state is not None:
+                    generation[key] = state
+
+    def _plain(self, state: Any) -> Any:
+        """The state of one key as plain data; None for an incident, which is saved as such."""
+        return None if state.__class__ is Incident else state
+
+    def _state(self, plain: Any) -> Any:
+        """The state of one key from plain data."""
+        return plain
+
+
+def hashable(plain: Any) -> Any:
+    """A key as it was: lists of a snapshot are tuples."""
+    return tuple(plain) if isinstance(plain, list) else plain
 
 
 class Any_(Window):  # noqa: N801 - "any" is the word in the rule set
@@ -120,8 +195,8 @@ class Any_(Window):  # noqa: N801 - "any" is the word in the rule set
     def hit(self, key: Key, event: Event) -> None:
         """One match."""
         incident = self.incidents.open.get(key)
-        if incident is None or not self.incidents.continues(key, incident, event):
-            self.incidents.begin(key, event, event.ts_ns, 1, "matched")
+        if incident is None or not self.incidents.continues(key, incident, event, event.ts_ns):
+            self.incidents.begin(key, event, event.ts_ns, event.ts_ns, 1, "matched")
 
 
 class EventCount(Window):
@@ -129,22 +204,28 @@ class EventCount(Window):
 
     def __init__(self, rule: Rule, incidents: Incidents) -> None:
         super().__init__(rule, incidents)
-        self._reason = f"events in {format_duration(self._timespan_ns)} (at least {self._threshold})"
+        self._reason = (
+            f"{self._threshold} events in {format_duration(self._timespan_ns)} (at least {self._threshold})"
+        )
 
     def hit(self, key: Key, event: Event) -> None:
         """One match."""
         ts_ns = event.ts_ns
         stamps = self._young.get(key) or self._find(key)
         if stamps.__class__ is Incident:
-            if self.incidents.continues(key, stamps, event):
+            if 0 <= ts_ns - stamps.last_ns <= self._suppress_ns:  # as in Incidents.continues, without a call
+                stamps.last_ns = ts_ns
+                stamps.count = count = stamps.count + 1
+                stamps.latest.append(event)
+                if count >= stamps.next_count:
+                    self.incidents.grown(key, stamps, ts_ns)
+                return
+            if self.incidents.continues(key, stamps, event, ts_ns):
                 return
             del self._young[key]
             stamps = None
         if stamps is None:
-            if self._threshold > 1:
-                self._admit(key, ts_ns)  # a bare number until the second hit: most keys never get one
-            else:
-                self._fire(key, event, ts_ns, 1)
+            self._first(key, event, ts_ns)
             return
         if stamps.__class__ is int:
             stamps = self._young[key] = [stamps]
@@ -152,12 +233,22 @@ class EventCount(Window):
         if ts_ns >= stamps[-1]:
             stamps.append(ts_ns)
             if len(stamps) >= self._threshold and ts_ns - stamps[-self._threshold] < self._timespan_ns:
-                self._fire(key, event, stamps[-self._threshold], self._threshold)
+                self._begin(key, event, stamps[-self._threshold], self._threshold, self._reason)
                 return
         elif self._hit_late(key, event, stamps):
             return
         if len(stamps) > self._keep:
             del stamps[0]
+
+    def _first(self, key: Key, event: Event, ts_ns: int) -> None:
+        """A key's first hit: a bare number until the second, since most keys never get one."""
+        if self._threshold <= 1:
+            self._begin(key, event, ts_ns, 1, self._reason)
+        elif self._crowd.admits(key, len(self._young)):
+            self._young[key] = ts_ns
+        elif self._crowd.count(key) >= max(2, self._threshold - 1):
+            # It has come often enough: from now on it is counted exactly, its past hits taken as of now.
+            self._promote(key, [ts_ns] * (self._threshold - 1))
 
     def _hit_late(self, key: Key, event: Event, stamps: list[int]) -> bool:
         """An event older than the newest of its key: it may complete a window that ends after it."""
@@ -167,12 +258,9 @@ class EventCount(Window):
         for first in range(len(stamps) - need + 1):
             last_ns = stamps[first + need - 1]
             if stamps[first] <= ts_ns <= last_ns and last_ns - stamps[first] < self._timespan_ns:
-                self._fire(key, event, stamps[first], need)
+                self._begin(key, event, stamps[first], need, self._reason)
                 return True
         return False
-
-    def _fire(self, key: Key, event: Event, first_ns: int, count: int) -> None:
-        self._begin(key, event, first_ns, count, f"{count} {self._reason}")
 
 
 class ValueCount(Window):
@@ -193,16 +281,13 @@ class ValueCount(Window):
         ts_ns = event.ts_ns
         seen = self._young.get(key) or self._find(key)
         if seen.__class__ is Incident:
-            if self.incidents.continues(key, seen, event):
+            if self.incidents.continues(key, seen, event, ts_ns):
                 seen.add_value(value)
                 return
             del self._young[key]
             seen = None
         if seen is None:
-            if self._threshold > 1:
-                self._admit(key, (value, ts_ns))
-            else:
-                self._fire(key, event, ts_ns, [value])
+            self._first(key, event, value, ts_ns)
             return
         if seen.__class__ is tuple:
             seen = self._young[key] = Values(seen[0], seen[1], self._threshold > ORDERED_FROM)
@@ -213,6 +298,19 @@ class ValueCount(Window):
                 self._fire(key, event, live[next(iter(live))], list(live))
         else:
             self._hit_late(key, event, value, seen)
+
+    def _first(self, key: Key, event: Event, value: Any, ts_ns: int) -> None:
+        """A key's first value: a bare pair until the second."""
+        if self._threshold <= 1:
+            self._fire(key, event, ts_ns, [value])
+        elif self._crowd.admits(key, len(self._young)):
+            self._young[key] = (value, ts_ns)
+        elif self._crowd.count_value(key, value) >= max(2, self._threshold - 1):
+            # Enough distinct values: exact from now on, those before it stand for themselves unnamed.
+            seen = Values(value, ts_ns, self._threshold > ORDERED_FROM)
+            for number in range(self._threshold - 2):
+                seen.add(f"(earlier {number + 1})", ts_ns, self._timespan_ns, self._keep)
+            self._promote(key, seen)
 
     def _hit_late(self, key: Key, event: Event, value: Any, seen: Values) -> None:
         """An event older than the newest of its key takes its place in time; it may complete a window."""
@@ -228,6 +326,41 @@ class ValueCount(Window):
         shown = ", ".join(str(value)[:64] for value in values[:10]) + more
         reason = f"{len(values)} {self._reason}: {shown}"
         self._begin(key, event, first_ns, len(values), reason, values)
+
+
+    def _plain(self, state: Any) -> Any:
+        if isinstance(state, Values):
+            return {"live": list(state.live.items()), "newest": state.newest_ns, "past": list(state.past.items())}
+        return super()._plain(state)
+
+    def _state(self, plain: Any) -> Any:
+        if isinstance(plain, list):
+            return (plain[0], int(plain[1]))
+        seen = Values(None, int(plain["newest"]), self._threshold > ORDERED_FROM)
+        del seen.live[None]
+        seen.live.update((value, int(ts_ns)) for value, ts_ns in plain["live"])
+        seen.past = {value: list(map(int, times)) for value, times in plain["past"]}
+        return seen
+
+
+class Temporal(ValueCount):
+    """``temporal``: so many of the steps have been met by a key within the timespan, in any order."""
+
+    def __init__(self, rule: Rule, incidents: Incidents) -> None:
+        super().__init__(rule, incidents)
+        self._names = [step.name for step in rule.correlation.steps]
+
+    def hit(self, key: Key, event: Event, steps: int) -> None:
+        """One event that meets the steps whose bits are set."""
+        for number, name in enumerate(self._names):
+            if steps >> number & 1:
+                super().hit(key, event, name)
+                if self._young.get(key).__class__ is Incident:
+                    return  # one event counts once in it
+
+    def _fire(self, key: Key, event: Event, first_ns: int, values: list[Any]) -> None:
+        span = format_duration(self._timespan_ns)
+        self._begin(key, event, first_ns, len(values), f"{' and '.join(values)} in {span}", values)
 
 
 class Values:

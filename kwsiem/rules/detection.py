@@ -1,14 +1,25 @@
 """A Sigma ``detection`` block becomes a predicate.
 
-pySigma parses the items, their modifiers and the condition; before that every item is checked against the
-fields of the event kinds, because only here the place in the file and the type of the field are known.
+pySigma parses the condition and links the selections; each line of a selection is made a test before that
+(:mod:`kwsiem.rules.values`), because only here the place in the file and the type of the field are known.
 
 ======================================  ==========================================================
 ``field: value``                        equals; ``*`` and ``?`` are wildcards in text; ``null`` is empty
 ``contains startswith endswith``        part of a text; without regard to case unless ``cased``
-``re``                                  regular expression in re2's syntax, with regard to case
+``windash``                             ``-``, ``/`` and the Unicode dashes before an option stand for
+                                        each other
+``base64``                              the text as it looks encoded; before it ``wide`` (``utf16le``),
+                                        ``utf16be``, or ``utf16`` with its byte order mark
+``base64offset``                        the same within a longer encoded text, with ``contains`` after it
+``re``                                  regular expression in re2's syntax, with regard to case; then
+                                        ``i`` (``ignorecase``), ``m`` (``multiline``), ``s`` (``dotall``)
 ``cidr``                                address in a network
-``gt gte lt lte``                       number compared
+``gt gte lt lte``                       number compared; a part of the time too
+``neq``                                 none of the values (with ``all``: not all of them)
+``fieldref``                            the value names another field of the event, of the same family;
+                                        a part of a text is never an empty one
+``minute hour day week month year``     part of ``'@timestamp'`` (YAML wants the quotes), in UTC;
+                                        ``week`` is ISO 8601's
 ``exists``                              true or false: known and not empty
 ``all``                                 all values instead of any
 ``expand``                              ``'%name%'`` stands for the values of a list of the file
@@ -17,13 +28,11 @@ fields of the event kinds, because only here the place in the file and the type 
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping as MappingType
 from collections.abc import Sequence as SequenceType
 from typing import Any, Final
 
-import re2
 from sigma.conditions import (
     ConditionAND,
     ConditionFieldEqualsValueExpression,
@@ -34,56 +43,19 @@ from sigma.conditions import (
 )
 from sigma.exceptions import SigmaError
 from sigma.rule.detection import SigmaDetection, SigmaDetectionItem, SigmaDetections
-from sigma.types import (
-    SigmaBool,
-    SigmaCasedString,
-    SigmaCIDRExpression,
-    SigmaCompareExpression,
-    SigmaExists,
-    SigmaNull,
-    SigmaNumber,
-    SigmaRegularExpression,
-    SigmaString,
-    SpecialChars,
-)
+from sigma.types import SigmaType
 
-from kwsiem.event import INTEGER_BOUNDS, TEXT_TYPES, EventKind, Field, as_ip
-from kwsiem.rules.model import (
-    MAX_DEPTH,
-    MAX_VALUES,
-    And,
-    Cidr,
-    Compare,
-    Constant,
-    Exists,
-    Expr,
-    Keyword,
-    Not,
-    Number,
-    Or,
-    Regex,
-    Text,
-    Truth,
-    depth,
-    size,
-)
+from kwsiem.event import EventKind
+from kwsiem.rules.model import MAX_DEPTH, MAX_VALUES, And, Expr, Not, depth, size
 from kwsiem.rules.report import Report, nearest
+from kwsiem.rules.values import MODIFIERS, Line, common_field, family, merged
 from kwsiem.yamltree import Mapping, Node, Place, Scalar, Sequence, kind_of
 
-PARTS: Final = frozenset({"contains", "startswith", "endswith"})
-COMPARISONS: Final = frozenset({"gt", "gte", "lt", "lte"})
-#: The modifiers of this version; at most one of the first group stands on a field.
-TESTS: Final = PARTS | COMPARISONS | {"re", "cidr", "exists"}
-MODIFIERS: Final = TESTS | {"all", "cased", "expand"}
-#: Sigma's other modifiers: known words, refused with a sentence of their own.
-LATER: Final = frozenset(
-    {"base64", "base64offset", "day", "dotall", "fieldref", "hour", "i", "ignorecase", "m", "minute"}
-    | {"month", "multiline", "neq", "s", "utf16", "utf16be", "week", "wide", "windash", "year"}
-)
+#: All but Detection are those of :mod:`kwsiem.rules.values`.
+__all__ = ["MODIFIERS", "Detection", "common_field", "family"]
+
 MAX_CONDITION: Final = 4096
 MAX_PARENTHESES: Final = 16
-#: Stands for an item that can never match; NUL cannot occur in a YAML file.
-_NEVER: Final = "\0never"
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
 _RESERVED: Final = frozenset({"and", "or", "not", "of", "all", "any", "1", "them", "condition"})
@@ -93,33 +65,11 @@ _UNKNOWN_DETECTION: Final = re.compile(r"Detection '([^']*)' not defined")
 Lists = MappingType[str, SequenceType[Any]]
 
 
-def family(field_type: str) -> str:
-    """What can be asked of a field: ``number``, ``truth``, ``text`` or ``address``."""
-    if field_type in INTEGER_BOUNDS:
-        return "number"
-    if field_type in TEXT_TYPES:
-        return "text"
-    return "address" if field_type == "ip" else "truth"
+class _Tested(SigmaType):  # type: ignore[misc]
+    """Takes the finished test of one line through pySigma's condition."""
 
-
-def common_field(name: str, kinds: SequenceType[EventKind]) -> Field:
-    """The field of that name, which every kind must have with one meaning.
-
-    Raises ValueError that names the kind which lacks it and the nearest field.
-    """
-    found: Field | None = None
-    for kind in kinds:
-        field = kind.field(name)
-        if field is None:
-            hint = nearest(name, [f.name for f in kind.fields])
-            raise ValueError(f"event kind {kind.name} has no field {name!r}{hint}")
-        if found is not None and family(found.type) != family(field.type):
-            raise ValueError(
-                f"field {name!r} is {found.type} in {kinds[0].name} and {field.type} in {kind.name}"
-            )
-        found = found or field
-    assert found is not None
-    return found
+    def __init__(self, test: Expr) -> None:
+        self.test = test
 
 
 class Detection:
@@ -228,41 +178,23 @@ class Detection:
         """One ``field|modifier: value`` line as pySigma's item, or None after a problem."""
         name, *modifiers = key.split("|")
         path = f"{path}.{key}" if key else path
-        if not self._check_modifiers(modifiers, place, path):
+        try:
+            line = Line(name, modifiers, self._kinds)
+        except ValueError as error:
+            self._refuse(place, path, str(error))
             return None
         values = self._values(node, place, path, "expand" in modifiers)
         if values is None:
             return None
-        test = next((modifier for modifier in modifiers if modifier in TESTS), "")
-        if not self._check_values(name, test, modifiers, values, path):
+        tests: list[Expr] = []
+        for value, where in values:
+            try:
+                tests.append(line.test(value))
+            except ValueError as error:
+                self._refuse(where, path, str(error))
+        if len(tests) < len(values):
             return None
-        plain = [value for value, _ in values]
-        kept = "|".join([name, *(modifier for modifier in modifiers if modifier != "expand")])
-        try:
-            if not plain:
-                return SigmaDetectionItem.from_mapping(f"{name}|cased", _NEVER)
-            return SigmaDetectionItem.from_mapping(kept or None, plain)
-        except SigmaError as error:
-            self._refuse(place, path, " ".join(str(error).split())[:300])
-            return None
-
-    def _check_modifiers(self, modifiers: list[str], place: Place, path: str) -> bool:
-        for modifier in modifiers:
-            if modifier in LATER:
-                self._refuse(place, path, f"modifier {modifier!r} is not supported yet")
-                return False
-            if modifier not in MODIFIERS:
-                hint = nearest(modifier, MODIFIERS | LATER)
-                self._refuse(place, path, f"unknown modifier {modifier!r}{hint}")
-                return False
-        tests = [modifier for modifier in modifiers if modifier in TESTS]
-        if len(tests) > 1 or len(set(modifiers)) != len(modifiers):
-            self._refuse(place, path, f"modifiers {' and '.join(modifiers)} exclude each other")
-            return False
-        if "cased" in modifiers and tests and tests[0] not in PARTS:
-            self._refuse(place, path, f"'cased' says nothing together with {tests[0]!r}")
-            return False
-        return True
+        return SigmaDetectionItem(name or None, [], [_Tested(line.together(tests))])
 
     def _values(self, node: Node, place: Place, path: str, expand: bool) -> list[tuple[Any, Place]] | None:
         """The values with their places, lists put in for their placeholders; None after a problem."""
@@ -293,119 +225,6 @@ class Detection:
             return None
         return self._lists[form[1]]
 
-    # Values against types --------------------------------------------------------------------------
-
-    def _check_values(
-        self, name: str, test: str, modifiers: list[str], values: list[tuple[Any, Place]], path: str
-    ) -> bool:
-        """Whether the values fit the field's type and the test; problems are noted."""
-        first = values[0][1] if values else self._block
-        if not name:
-            return self._check_keywords(test, modifiers, values, path)
-        try:
-            field = common_field(name, self._kinds)
-        except ValueError as error:
-            self._refuse(first, path, str(error))
-            return False
-        good = True
-        for value, place in values:
-            message = _value_problem(field, test, value, cased="cased" in modifiers)
-            if message:
-                self._refuse(place, path, message)
-                good = False
-        return good
-
-    def _check_keywords(
-        self, test: str, modifiers: list[str], values: list[tuple[Any, Place]], path: str
-    ) -> bool:
-        if test or "cased" in modifiers:
-            self._refuse(self._block, path, "keywords take no modifier but 'all' and 'expand'")
-            return False
-        for value, place in values:
-            if not isinstance(value, str) or not value.strip("*"):
-                self._refuse(place, path, f"a keyword is text, quote it, got {value!r}")
-                return False
-        if not any(family(f.type) == "text" for kind in self._kinds for f in kind.fields):
-            self._refuse(self._block, path, "the event kind has no text for a keyword to be found in")
-            return False
-        return True
-
-
-def _value_problem(field: Field, test: str, value: Any, *, cased: bool) -> str:
-    """Why a value cannot be compared with a field, or an empty text."""
-    kind = family(field.type)
-    if test == "exists":
-        return "" if isinstance(value, bool) else f"'exists' is true or false, got {value!r}"
-    if value is None:
-        return f"null goes with no modifier, got it with {test!r}" if test else ""
-    if kind == "number":
-        return _number_problem(field, test, value, cased)
-    if kind == "truth":
-        if test or cased:
-            return f"{field.name} is true or false, {test or 'cased'!r} does not apply"
-        return "" if isinstance(value, bool) else f"{field.name} is true or false, got {value!r}"
-    if kind == "address":
-        return _address_problem(field, test, value)
-    return _text_problem(field, test, value)
-
-
-def _number_problem(field: Field, test: str, value: Any, cased: bool) -> str:
-    if (test and test not in COMPARISONS) or cased:
-        return f"{field.name} is a number ({field.type}), {test or 'cased'!r} does not apply"
-    if type(value) is not int:
-        return f"{field.name} is a number ({field.type}), got {value!r}"
-    low, high = INTEGER_BOUNDS[field.type]
-    if not test and not low <= value <= high:
-        return f"{field.name} ({field.type}) is {low} to {high}, never {value}"
-    # pySigma reads larger numbers as floats, which are not exact.
-    return "" if abs(value) <= 2**53 else f"numbers beyond 2**53 cannot be compared exactly, got {value}"
-
-
-def _address_problem(field: Field, test: str, value: Any) -> str:
-    if test not in ("", "cidr"):
-        return f"{field.name} is an address, use 'cidr' instead of {test!r}"
-    if not isinstance(value, str):
-        return f"{field.name} is an address, got {value!r}"
-    if test == "cidr":
-        try:
-            ipaddress.ip_network(value)
-        except ValueError as error:
-            return f"not a network: {error}"
-        return ""
-    if as_ip(value) is None:
-        hint = ", use 'cidr' for networks" if "/" in value or "*" in value else ""
-        return f"{field.name} is an address, got {value!r}{hint}"
-    return ""
-
-
-def _text_problem(field: Field, test: str, value: Any) -> str:
-    if test in COMPARISONS or test == "cidr":
-        return f"{field.name} is text, {test!r} does not apply"
-    if not isinstance(value, str):
-        return f"{field.name} is text, quote the value, got {value!r}"
-    if test and not value:
-        return f"an empty value with {test!r} matches everything"
-    if len(value) > 4096:
-        return f"at most 4096 characters, got {len(value)}"
-    return regex_problem(value) if test == "re" else ""
-
-
-def _re2_options() -> Any:
-    options = re2.Options()
-    options.log_errors = False
-    return options
-
-
-def regex_problem(pattern: str) -> str:
-    """Why re2 cannot compile a pattern, or an empty text."""
-    try:
-        re2.compile(pattern, _re2_options())
-    except (re2.error, UnicodeEncodeError) as error:
-        said = error.args[0] if error.args else error
-        said = said.decode("utf-8", "replace") if isinstance(said, bytes) else str(said)
-        return f"not a regular expression that runs in linear time (re2): {said}, got {pattern[:200]!r}"
-    return ""
-
 
 # pySigma's tree -> our tree -------------------------------------------------------------------------
 
@@ -415,89 +234,10 @@ def translate(node: Any) -> Expr:
     if isinstance(node, ConditionAND):
         return And(tuple(translate(item) for item in node.args))
     if isinstance(node, ConditionOR):
-        return _merged(tuple(translate(item) for item in node.args))
+        return merged([translate(item) for item in node.args])
     if isinstance(node, ConditionNOT):
         return Not(translate(node.args[0]))
-    if isinstance(node, ConditionFieldEqualsValueExpression):
-        return _test(node.field, node.value)
-    if isinstance(node, ConditionValueExpression):
-        return Keyword("(?is)" + _wildcard_pattern(node.value.s))
+    if isinstance(node, (ConditionFieldEqualsValueExpression, ConditionValueExpression)):
+        test: Expr = node.value.test
+        return test
     raise SigmaError(f"{type(node).__name__} is not supported yet")
-
-
-def _test(field: str, value: Any) -> Expr:
-    """The test of one field for one value."""
-    if isinstance(value, SigmaString):
-        return _text_test(field, value)
-    if isinstance(value, SigmaBool):
-        return Truth(field, value.boolean)
-    if isinstance(value, SigmaNumber):
-        return Number(field, (int(value.number),))
-    if isinstance(value, SigmaCompareExpression):
-        return Compare(field, value.op.name.lower(), int(value.number.number))
-    if isinstance(value, SigmaCIDRExpression):
-        return Cidr(field, (str(value.network),))
-    if isinstance(value, SigmaRegularExpression):
-        return Regex(field, value.regexp.original)
-    if isinstance(value, SigmaExists):
-        return Exists(field, value.exists)
-    if isinstance(value, SigmaNull):
-        return Exists(field, present=False)
-    raise SigmaError(f"{type(value).__name__} is not supported yet")
-
-
-def _text_test(field: str, value: Any) -> Expr:
-    """Text with wildcards: the simplest test that says the same."""
-    cased = isinstance(value, SigmaCasedString)
-    parts = _joined(value.s)
-    words = [part for part in parts if isinstance(part, str)]
-    if words == [_NEVER]:
-        return Constant(value=False)
-    many = SpecialChars.WILDCARD_MULTI
-    if parts == [many]:
-        return Exists(field)
-    if len(words) <= 1 and all(part is many for part in parts if not isinstance(part, str)):
-        word = words[0] if words else ""
-        open_start, open_end = bool(parts) and parts[0] is many, bool(parts) and parts[-1] is many
-        match = {(0, 0): "equals", (1, 1): "contains", (0, 1): "startswith", (1, 0): "endswith"}
-        text = word if cased else word.lower()
-        return Text(field, match[open_start, open_end], (text,), cased)  # type: ignore[arg-type]
-    return Regex(field, ("(?s)" if cased else "(?is)") + rf"\A{_wildcard_pattern(parts)}\z")
-
-
-def _joined(parts: SequenceType[Any]) -> list[Any]:
-    """Wildcard parts with runs of ``*`` made one."""
-    joined: list[Any] = []
-    for part in parts:
-        if part is SpecialChars.WILDCARD_MULTI and joined and joined[-1] is part:
-            continue
-        joined.append(part)
-    return joined
-
-
-def _wildcard_pattern(parts: SequenceType[Any]) -> str:
-    signs = {SpecialChars.WILDCARD_MULTI: ".*", SpecialChars.WILDCARD_SINGLE: "."}
-    return "".join(re2.escape(part) if isinstance(part, str) else signs[part] for part in parts)
-
-
-def _merged(items: tuple[Expr, ...]) -> Expr:
-    """An Or in which tests of one field that differ only in the value are one test."""
-    merged: dict[Any, Expr] = {}
-    for item in items:
-        if isinstance(item, Number):
-            key: Any = (Number, item.field)
-            old = merged.get(key)
-            merged[key] = Number(item.field, (*old.values, *item.values)) if isinstance(old, Number) else item
-        elif isinstance(item, Text):
-            key = (Text, item.field, item.match, item.cased)
-            old = merged.get(key)
-            if isinstance(old, Text):
-                item = Text(item.field, item.match, (*old.values, *item.values), item.cased)  # noqa: PLW2901
-            merged[key] = item
-        elif isinstance(item, Cidr):
-            key = (Cidr, item.field)
-            old = merged.get(key)
-            merged[key] = Cidr(item.field, (*old.networks, *item.networks)) if isinstance(old, Cidr) else item
-        else:
-            merged[len(merged), id(item)] = item
-    return next(iter(merged.values())) if len(merged) == 1 else Or(tuple(merged.values()))

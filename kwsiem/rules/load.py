@@ -1,9 +1,15 @@
-"""Rule files become a :class:`~kwsiem.rules.model.RuleSet`, or the list of all that is wrong in them."""
+"""Rule files become a :class:`~kwsiem.rules.model.RuleSet`, or the list of all that is wrong in them.
+
+First every file is read to drafts, ours here and Sigma's in :mod:`kwsiem.rules.sigma`; then the names in them
+are resolved (:mod:`kwsiem.rules.correlation`), since a rule may name one of a later file; then the rules' own
+tests run.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections import ChainMap
 from collections.abc import Mapping as MappingType
 from collections.abc import Sequence as SequenceType
 from typing import Any, Final
@@ -11,66 +17,104 @@ from typing import Any, Final
 from kwsiem.alert import LEVELS
 from kwsiem.errors import Problem, RuleFileError
 from kwsiem.event import EventKind
-from kwsiem.rules.correlation import read_correlation, read_sequence
+from kwsiem.rules.correlation import BLOCKS, DEFAULT_SUPPRESS_NS, Draft, Spec, read_block, resolve
 from kwsiem.rules.detection import Detection
-from kwsiem.rules.model import MAX_RULES, Correlation, Expr, Rule, RuleSet, fingerprint
+from kwsiem.rules.model import MAX_RULES, RuleSet
 from kwsiem.rules.report import Report
+from kwsiem.rules.sigma import read_sigma
 from kwsiem.rules.source import Source
-from kwsiem.rules.testing import read_tests, run_tests
-from kwsiem.yamltree import Mapping, Node, Scalar, Sequence, kind_of, read_document
+from kwsiem.rules.testing import Judge, read_tests, run_tests
+from kwsiem.yamltree import Mapping, Node, Scalar, Sequence, kind_of, read_documents
 
 FILE_VERSION: Final = 1
 FILE_KEYS: Final = ("version", "lists", "rules")
 RULE_KEYS: Final = (
-    "id", "title", "description", "status", "author", "references", "level", "tags", "event", "detection",
-    "correlation", "sequence", "suppress", "block", "falsepositives", "tests",
+    "id", "name", "title", "description", "status", "author", "references", "level", "tags", "event",
+    "detection", "correlation", "sequence", "absent", "suppress", "block", "falsepositives", "tests",
 )  # fmt: skip
-#: Quiet time that ends an incident when a rule says nothing; longer for a longer timespan.
-DEFAULT_SUPPRESS_NS: Final = 60 * 10**9
 MAX_LIST_VALUES: Final = 10_000
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _TAG: Final = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_.-]+)?", re.ASCII)
+#: Keys that only a Sigma document has; ``version`` alone may be a custom field there.
+_SIGMA_KEYS: Final = frozenset({"title", "detection", "correlation", "logsource", "filter", "action"})
+
+Lists = MappingType[str, SequenceType[Any]]
 
 
-def load_rules(sources: SequenceType[Source], kinds: MappingType[str, EventKind]) -> RuleSet:
+def load_rules(
+    sources: SequenceType[Source], kinds: MappingType[str, EventKind], judge: Judge = run_tests
+) -> RuleSet:
     """The rules of these files against these event kinds, their own tests passed.
 
+    ``judge`` runs the tests of each rule; unlike the usual one it may let a rule pass whose tests fail.
     Raises RuleFileError with every problem of every file.
     """
-    problems: list[Problem] = []
-    rules: list[Rule] = []
     digest = hashlib.sha256()
     for source in sources:
         digest.update(source.data)
-        loader = _FileLoader(source, kinds)
-        rules += loader.load({rule.id for rule in rules})
-        problems += loader.report.problems
+    files = [_File(source) for source in sources]
+    lists: Lists = ChainMap(*(file.lists for file in files))
+    drafts = [draft for file in files for draft in file.drafts(kinds, lists)]
+    _check_ids(drafts)
+    rules = resolve(drafts)
+    for draft in drafts:
+        if draft.rule and draft.item:
+            draft.report.where = draft.where
+            judge(draft.report, draft.rule, read_tests(draft.report, draft.item, kinds))
+    problems = [problem for file in files for problem in file.sorted_problems()]
+    if len(rules) > MAX_RULES:
+        problems.append(Problem(sources[-1].name, 0, 0, "", f"at most {MAX_RULES} rules, got {len(rules)}"))
     if problems:
         raise RuleFileError(problems)
-    return RuleSet(sha256=digest.hexdigest(), files=tuple(s.name for s in sources), rules=tuple(rules))
+    return RuleSet(
+        sha256=digest.hexdigest(),
+        files=tuple(source.name for source in sources),
+        rules=tuple(rules),
+        skipped=tuple(draft.skipped for draft in drafts if draft.skipped),
+    )
 
 
-class _FileLoader:
-    """Reads one file; what is wrong goes into ``report``."""
+def _check_ids(drafts: SequenceType[Draft]) -> None:
+    """Each id stands once in all files."""
+    seen: dict[str, Draft] = {}
+    for draft in drafts:
+        first = seen.setdefault(draft.id, draft)
+        if not draft.id or first is draft:
+            continue
+        same = first.report is draft.report
+        where = f"line {first.place.line}" if same else f"{first.report.file}:{first.place.line}"
+        draft.refuse(draft.place, "id", f"{draft.id!r} stands twice, first in {where}")
 
-    def __init__(self, source: Source, kinds: MappingType[str, EventKind]) -> None:
+
+class _File:
+    """One file: a rule file of ours, or Sigma documents. What is wrong goes into ``report``."""
+
+    def __init__(self, source: Source) -> None:
         self.report = Report(source.name)
-        self._source = source
-        self._kinds = kinds
-        self._lists: dict[str, list[Any]] = {}
-
-    def load(self, taken: set[str]) -> list[Rule]:
-        """The rules of the file; ``taken`` are the ids of files before it."""
-        root, problems = read_document(self._source.name, self._source.data)
+        self.lists: dict[str, list[Any]] = {}
+        self._documents, problems = read_documents(source.name, source.data)
         self.report.problems += problems
-        if root is None:
+        self._root = next((root for root in self._documents if _is_ours(root)), None)
+        if self._root is not None:
+            self._read_lists(self._root)
+
+    def sorted_problems(self) -> list[Problem]:
+        """The problems in the order of the file."""
+        return sorted(self.report.problems, key=lambda problem: (problem.line, problem.column))
+
+    def drafts(self, kinds: MappingType[str, EventKind], lists: Lists) -> list[Draft]:
+        """The rules of the file; the file's own lists go before those of others."""
+        lists = ChainMap(self.lists, dict(lists))
+        if self._root is None:
+            return read_sigma(self.report, self._documents, kinds, lists)
+        if len(self._documents) > 1:
+            self.report.add(self._documents[1], "", "one document a file, remove the line '---'")
             return []
-        if not isinstance(root, Mapping):
-            self.report.add(root, "", f"expected the keys {', '.join(FILE_KEYS)}, got {kind_of(root)}")
-            return []
+        return self._own_rules(self._root, kinds, lists)
+
+    def _own_rules(self, root: Mapping, kinds: MappingType[str, EventKind], lists: Lists) -> list[Draft]:
         self.report.check_keys(root, "", FILE_KEYS, ("version", "rules"))
         self.report.integer(root, "version", "version", FILE_VERSION, FILE_VERSION, FILE_VERSION)
-        self._read_lists(root)
         node = root.items.get("rules")
         if not isinstance(node, Sequence):
             if node is not None:
@@ -79,7 +123,15 @@ class _FileLoader:
         if len(node.items) > MAX_RULES:
             self.report.add(node, "rules", f"at most {MAX_RULES} rules, got {len(node.items)}")
             return []
-        return self._read_rules(node, taken)
+        drafts = []
+        for index, item in enumerate(node.items):
+            self.report.where = f"rules.{index}"
+            if isinstance(item, Mapping):
+                drafts.append(_RuleReader(self.report, item, kinds, lists).draft())
+            else:
+                self.report.add(item, "", f"expected a rule, got {kind_of(item)}")
+        self.report.where = ""
+        return drafts
 
     def _read_lists(self, root: Mapping) -> None:
         block = self.report.mapping(root.items.get("lists"), root.keys.get("lists", root), "lists")
@@ -88,118 +140,97 @@ class _FileLoader:
             if not isinstance(node, Sequence) or len(node.items) > MAX_LIST_VALUES:
                 message = f"expected a list of at most {MAX_LIST_VALUES} values, got {kind_of(node)}"
                 self.report.add(block.keys[name], f"lists.{name}", message)
-                self._lists[name] = []
+                self.lists[name] = []
                 continue
             for item in node.items:
                 if not isinstance(item, Scalar):
                     self.report.add(item, f"lists.{name}", f"expected a value, got {kind_of(item)}")
-            self._lists[name] = [item.value for item in node.items if isinstance(item, Scalar)]
+            self.lists[name] = [item.value for item in node.items if isinstance(item, Scalar)]
 
-    def _read_rules(self, node: Sequence, taken: set[str]) -> list[Rule]:
-        rules = []
-        seen = dict.fromkeys(taken, 0)
-        for index, item in enumerate(node.items):
-            self.report.where = f"rules.{index}"
-            if not isinstance(item, Mapping):
-                self.report.add(item, "", f"expected a rule, got {kind_of(item)}")
-                continue
-            rule = self._read_rule(item)
-            rule_id = self._id_of(item)
-            if rule_id in seen:
-                first = f", first in line {seen[rule_id]}" if seen[rule_id] else ""
-                self.report.add(item.keys["id"], "id", f"{rule_id!r} stands twice{first}")
-            elif rule_id:
-                seen[rule_id] = item.keys["id"].line
-            if rule:
-                rules.append(rule)
-        self.report.where = ""
-        return rules
 
-    @staticmethod
-    def _id_of(item: Mapping) -> str:
-        node = item.items.get("id")
-        return node.value if isinstance(node, Scalar) and isinstance(node.value, str) else ""
+def _is_ours(root: Node) -> bool:
+    """Whether a document is a rule file of ours, not one of Sigma's."""
+    if not isinstance(root, Mapping):
+        return False
+    names = root.items.keys()
+    return "rules" in names or (bool({"version", "lists"} & names) and not _SIGMA_KEYS & names)
 
-    def _read_rule(self, item: Mapping) -> Rule | None:
-        """One rule with its tests run, or None after a problem."""
-        report = self.report
+
+class _RuleReader:
+    """Reads one entry of ``rules``."""
+
+    def __init__(
+        self, report: Report, item: Mapping, kinds: MappingType[str, EventKind], lists: Lists
+    ) -> None:
+        self._report = report
+        self._item = item
+        self._kinds = kinds
+        self._lists = lists
+
+    def draft(self) -> Draft:
+        """The draft of the rule; after a problem it is broken."""
+        report, item = self._report, self._item
         before = len(report.problems)
         rule_id = report.text(item, "id", "id", limit=128)
         if rule_id:
             report.where = f"rule {rule_id}"
         if rule_id and not _ID.fullmatch(rule_id):
             report.add(item.keys["id"], "id", f"letters, digits, '.', '_' and '-' only, got {rule_id!r}")
-        report.check_keys(item, "", RULE_KEYS, ("id", "title", "level", "event", "detection"))
+        report.check_keys(item, "", RULE_KEYS, self._required())
         if "block" in item.items:
             report.add(item.keys["block"], "block", "this version cannot block yet, remove the key")
-        kinds = self._event_kinds(item)
-        predicate, correlation = self._matching(item, kinds) if kinds else (None, None)
-        tags = [tag.value for tag in report.texts(item, "tags", "tags")]
+        draft = Draft(report, report.where, item.keys.get("id", item), rule_id, item=item)
+        draft.name = report.text(item, "name", "name", limit=128)
+        draft.title = report.text(item, "title", "title", limit=256)
+        draft.description = report.text(item, "description", "description")
+        draft.level = self._level()
+        draft.tags = self._tags()
+        texts = report.texts(item, "falsepositives", "falsepositives")
+        draft.falsepositives = tuple(text.value for text in texts)
+        self._read_matching(draft)
+        draft.suppress_ns = report.duration(item, "suppress", "suppress", _default_suppress_ns(draft.spec))
+        draft.broken = len(report.problems) > before
+        return draft
+
+    def _required(self) -> list[str]:
+        """What a rule must have; one that names other rules has no need of a detection."""
+        items = self._item.items
+        correlation = items.get("correlation")
+        names = "absent" in items or (isinstance(correlation, Mapping) and "rules" in correlation.items)
+        has_none = "event" not in items and "detection" not in items
+        return ["id", "title", "level"] + ([] if names and has_none else ["event", "detection"])
+
+    def _read_matching(self, draft: Draft) -> None:
+        """What the rule looks at, and what has to come together."""
+        report, item = self._report, self._item
+        for name in report.texts(item, "event", "event"):
+            if report.choice(name.value, self._kinds, name, "event", "event kind"):
+                draft.kinds += (self._kinds[name.value],)
+        block = report.mapping(item.items.get("detection"), item.keys.get("detection", item), "detection")
+        if block is not None and draft.kinds:
+            draft.detection = Detection(report, block, draft.kinds, self._lists)
+            draft.predicate = draft.detection.condition()
+        draft.spec = read_block(report, item)
+        if draft.spec is None and any(name in item.items for name in BLOCKS):
+            draft.predicate = None
+
+    def _tags(self) -> tuple[str, ...]:
+        tags = [tag.value for tag in self._report.texts(self._item, "tags", "tags")]
         for tag in tags:
             if not _TAG.fullmatch(tag):
-                report.add(item.keys["tags"], "tags", f"expected a tag such as attack.t1046, got {tag!r}")
-        level = self._level(item)
-        timespan_ns = correlation.timespan_ns if correlation else 0
-        suppress_ns = report.duration(
-            item, "suppress", "suppress", max(timespan_ns, DEFAULT_SUPPRESS_NS if timespan_ns else 0)
-        )
-        title = report.text(item, "title", "title", limit=256)
-        description = report.text(item, "description", "description")
-        falsepositives = tuple(text.value for text in report.texts(item, "falsepositives", "falsepositives"))
-        if len(report.problems) > before or predicate is None or correlation is None:
-            return None
-        events = tuple(kind.name for kind in kinds)
-        rule = Rule(
-            id=rule_id,
-            title=title,
-            level=level,  # type: ignore[arg-type]
-            events=events,
-            predicate=predicate,
-            correlation=correlation,
-            suppress_ns=suppress_ns,
-            fingerprint=fingerprint(rule_id, events, predicate, correlation),
-            description=description,
-            tags=tuple(tags),
-            falsepositives=falsepositives,
-        )
-        run_tests(report, rule, read_tests(report, item, self._kinds))
-        return rule
+                message = f"expected a tag such as attack.t1046, got {tag!r}"
+                self._report.add(self._item.keys["tags"], "tags", message)
+        return tuple(tags)
 
-    def _event_kinds(self, item: Mapping) -> list[EventKind]:
-        return [
-            self._kinds[name.value]
-            for name in self.report.texts(item, "event", "event")
-            if self.report.choice(name.value, self._kinds, name, "event", "event kind")
-        ]
-
-    def _matching(self, item: Mapping, kinds: list[EventKind]) -> tuple[Expr | None, Correlation | None]:
-        """The predicate and the correlation of a rule."""
-        block = self._block(item, "detection")
-        if block is None:
-            return None, None
-        detection = Detection(self.report, block, kinds, self._lists)
-        predicate = detection.condition()
-        if "correlation" in item.items and "sequence" in item.items:
-            message = "a rule has a correlation or a sequence, not both"
-            self.report.add(item.keys["sequence"], "sequence", message)
-            return predicate, None
-        if "sequence" in item.items:
-            sequence = self._block(item, "sequence")
-            found = read_sequence(self.report, sequence, kinds, detection) if sequence else None
-            return predicate, found
-        if "correlation" in item.items:
-            correlation = self._block(item, "correlation")
-            return predicate, read_correlation(self.report, correlation, kinds) if correlation else None
-        return predicate, Correlation()
-
-    def _block(self, item: Mapping, name: str) -> Mapping | None:
-        node: Node | None = item.items.get(name)
-        return self.report.mapping(node, item.keys.get(name, item), name)
-
-    def _level(self, item: Mapping) -> str:
-        node = item.items.get("level")
+    def _level(self) -> str:
+        node = self._item.items.get("level")
         if node is None:
             return ""
         value = node.value if isinstance(node, Scalar) else None
-        self.report.choice(value, LEVELS, item.keys["level"], "level", "level")
+        self._report.choice(value, LEVELS, self._item.keys["level"], "level", "level")
         return str(value)
+
+
+def _default_suppress_ns(spec: Spec | None) -> int:
+    """The quiet time of a rule that says nothing: each match of a single event is an alert of its own."""
+    return max(spec.timespan_ns, DEFAULT_SUPPRESS_NS) if spec else 0

@@ -8,15 +8,17 @@
         alerts: 1
 
 A range ``"20..24"`` stands for one event for each number; ``repeat: 5`` for five of each; ``every`` is the
-time from one event to the next (1 ms when absent). Entries follow one after the other. ``alerts`` counts
-incidents opened. This module is the one place of ``rules`` that knows the engine.
+time from one event to the next (1 ms when absent); ``wait: 5m`` a pause before the entry. Entries follow one
+after the other, and after the last one time passes for ever, so that what waits for something to stay away is
+decided. ``alerts`` counts incidents opened. This module is the one place of ``rules`` that knows the engine.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from collections.abc import Mapping as MappingType
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from kwsiem.alert import Alert
@@ -32,8 +34,12 @@ MAX_EVENTS: Final = 10_000
 DEFAULT_EVERY_NS: Final = 1_000_000
 #: Kernel time at which tests begin; any time will do.
 BEGIN_NS: Final = 10**15
+#: When every timespan after the last event of a test is over.
+FOREVER_NS: Final = 2**62
 _RANGE: Final = re.compile(r"([0-9]{1,10})\.\.([0-9]{1,10})", re.ASCII)
-_OWN_KEYS: Final = ("kind", "every", "repeat")
+TEST_KEYS: Final = ("name", "events", "alerts")
+#: The keys of an event that are not its fields.
+EVENT_KEYS: Final = ("kind", "every", "repeat", "wait")
 
 
 @dataclass(slots=True)
@@ -67,19 +73,74 @@ def read_tests(report: Report, item: Mapping, kinds: MappingType[str, EventKind]
     return tests
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one test ended: the alerts it was to give and those that came; ``error`` when the engine failed."""
+
+    name: str
+    line: int
+    expected: int
+    got: int
+    error: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the test gave what it was to give."""
+        return self.got == self.expected and not self.error
+
+    def __str__(self) -> str:
+        said = f"expected {self.expected} alerts, got {self.got}"
+        return f"{said} ({self.error})" if self.error else said
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A rule whose tests were run, and the file it stands in."""
+
+    rule_id: str
+    file: str
+    outcomes: tuple[Outcome, ...]
+
+
+def outcomes(rule: Rule, tests: list[RuleTest]) -> list[Outcome]:
+    """Run a rule's tests, each in an engine of its own."""
+    return [_outcome(rule, test) for test in tests]
+
+
+def _outcome(rule: Rule, test: RuleTest) -> Outcome:
+    alerts: list[Alert] = []
+    engine = Engine(alerts.append, host="test")
+    engine.set_rules(RuleSet(rules=(rule,)))
+    for cls in dict.fromkeys(map(type, test.events)):
+        engine.bind(cls)
+    engine.process(test.events)
+    engine.finish(FOREVER_NS)
+    # A chain may raise alerts of the rules below it too (``generate: true``): those are not this rule's.
+    got = sum(alert.state == "open" and alert.rule_id == rule.id for alert in alerts)
+    error = str(engine.counters()["last_error"])
+    return Outcome(test.name, test.place.line, test.alerts, got, error)
+
+
 def run_tests(report: Report, rule: Rule, tests: list[RuleTest]) -> None:
     """Run the tests; each that fails is a problem that says what was expected and what came."""
-    for test in tests:
-        alerts: list[Alert] = []
-        engine = Engine(alerts.append, host="test")
-        engine.set_rules(RuleSet(rules=(rule,)))
-        for cls in dict.fromkeys(map(type, test.events)):
-            engine.bind(cls)
-        engine.process(test.events)
-        opened = sum(alert.state == "open" for alert in alerts)
-        if opened != test.alerts:
-            message = f"test {test.name!r} failed: expected {test.alerts} alerts, got {opened}"
-            report.add(test.place, "tests", message)
+    for test, outcome in zip(tests, outcomes(rule, tests), strict=True):
+        if not outcome.passed:
+            report.add(test.place, "tests", f"test {test.name!r} failed: {outcome}")
+
+
+#: What the loader does with a rule and its tests; a problem it notes refuses the rule.
+Judge = Callable[[Report, Rule, list[RuleTest]], None]
+
+
+@dataclass(slots=True)
+class Collector:
+    """A judge that only looks: the outcomes of each rule in ``rules``, by id, in the order of the files."""
+
+    rules: dict[str, Checked] = field(default_factory=dict)
+
+    def __call__(self, report: Report, rule: Rule, tests: list[RuleTest]) -> None:
+        """Run the tests of a rule; one that fails is no problem of the file."""
+        self.rules[rule.id] = Checked(rule.id, report.file, tuple(outcomes(rule, tests)))
 
 
 class _Reader:
@@ -95,7 +156,7 @@ class _Reader:
     def test(self, block: Mapping) -> RuleTest | None:
         """The test with its events expanded, or None after a problem."""
         before = len(self._report.problems)
-        self._report.check_keys(block, self._path, ("name", "events", "alerts"), ("name", "events", "alerts"))
+        self._report.check_keys(block, self._path, TEST_KEYS, TEST_KEYS)
         name = self._report.text(block, "name", f"{self._path}.name", limit=256)
         alerts = self._report.integer(block, "alerts", f"{self._path}.alerts", 0, MAX_EVENTS, 0)
         events: list[Event] = []
@@ -126,6 +187,7 @@ class _Reader:
             return []
         if not self._report.choice(kind, self._kinds, item.keys["kind"], f"{path}.kind", "event kind"):
             return []
+        self._now_ns += self._report.duration(item, "wait", f"{path}.wait", 0)
         every_ns = self._report.duration(item, "every", f"{path}.every", DEFAULT_EVERY_NS)
         repeat = self._report.integer(item, "repeat", f"{path}.repeat", 1, MAX_EVENTS, 1)
         values = self._values(item, self._kinds[kind], path)
@@ -147,16 +209,16 @@ class _Reader:
         plain: dict[str, Any] = {}
         ranges: list[tuple[str, range]] = []
         for name, node in item.items.items():
-            if name in _OWN_KEYS:
+            if name in EVENT_KEYS:
                 continue
             value = node.value if isinstance(node, Scalar) else None
-            field = kind.field(name)
-            if field is None:
+            found_field = kind.field(name)
+            if found_field is None:
                 hint = nearest(name, [f.name for f in kind.fields])
                 self._report.add(item.keys[name], path, f"event kind {kind.name} has no field {name!r}{hint}")
                 return None
             found = _RANGE.fullmatch(value) if isinstance(value, str) else None
-            if found and field.type not in ("str", "bytes", "ip"):
+            if found and found_field.type not in ("str", "bytes", "ip"):
                 ranges.append((name, range(int(found[1]), int(found[2]) + 1)))
             else:
                 plain[name] = value

@@ -138,7 +138,7 @@ def test_a_flood_of_keys_is_capped_and_counted(monkeypatch):
     run.send(*((str(n), 0, n) for n in range(10_000)))
     counters = run.engine.counters()
     assert counters["keys"] <= 1000
-    assert counters["evictions"] >= 8000
+    assert counters["crowded"] >= 9000  # counted in a sketch: who was there first stays
 
 
 def test_events_without_a_group_are_counted_and_match_nothing():

@@ -112,7 +112,7 @@ def test_a_rule_is_translated_through_sigma():
         ("gt: 0", "gt: many", "destination.port is a number (port), got 'many'"),
         ("|gt:", "|cidr:", "does not apply"),
         ("|gt:", "|gtt:", "unknown modifier 'gtt', did you mean"),
-        ("|gt:", "|windash:", "modifier 'windash' is not supported yet"),
+        ("|gt:", "|windash:", "is a number (port), 'windash' does not apply"),
         ("'%mine%'", "'%mien%'", "there is no list called 'mien', did you mean 'mine'?"),
         ("ports and not own", "ports and nto own", "rules.yaml:13:7: rule scan: detection.condition"),
         ("ports and not own", "prots", "no selection is called 'prots', did you mean 'ports'?"),
