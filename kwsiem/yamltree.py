@@ -117,7 +117,7 @@ def read_document(name: str, data: bytes) -> tuple[Node | None, list[Problem]]:
 
 
 def read_documents(name: str, data: bytes) -> tuple[list[Node], list[Problem]]:
-    """All documents of a file (``---`` stands between two), empty ones left out, and the problems of its form.
+    """All documents of a file (``---`` stands between two) but empty ones, and the problems of its form.
 
     The bounds are those of :func:`read_document`, for all documents of the file together.
     """

@@ -7,7 +7,6 @@ alerts without end (it matches everything) is held back; what it would have said
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Any, Final
 
@@ -35,9 +34,11 @@ class Incident:
 
     __slots__ = (
         "count",
+        "early",
         "first_ns",
+        "last",
         "last_ns",
-        "latest",
+        "look_again",
         "next_count",
         "offset_ns",
         "opened",
@@ -67,7 +68,18 @@ class Incident:
         self.reason = reason
         self.said = True
         self.values: dict[Any, None] = dict.fromkeys(values[:MAX_VALUES])
-        self.latest: deque[Event] = deque(maxlen=MAX_EVIDENCE_EVENTS - 1)
+        # Evidence: the events right after the opening, and the last one.
+        self.early: list[Event] = []
+        #: The count from which on :meth:`Incidents.grown` has something to do.
+        self.look_again = 0
+        self.last: Event | None = None
+
+    def events(self) -> list[Event]:
+        """The first events and the last one, at most MAX_EVIDENCE_EVENTS."""
+        found = [self.opened, *self.early]
+        if self.last is not None and self.last is not found[-1]:
+            found.append(self.last)
+        return found
 
     def add_value(self, value: Any) -> None:
         """A value of a value_count rule; the first MAX_VALUES are kept."""
@@ -129,15 +141,20 @@ class Incidents:
                 return False
             incident.last_ns = at_ns
         incident.count += 1
-        incident.latest.append(event)
-        if incident.count >= incident.next_count:
-            self.grown(key, incident, at_ns)
+        incident.last = event
+        if incident.count >= incident.look_again:
+            self.grown(key, incident, event, at_ns)
         return True
 
-    def grown(self, key: Key, incident: Incident, at_ns: int) -> None:
-        """The count has grown tenfold."""
-        incident.next_count *= GROWTH
-        self._say(incident, key, "update", at_ns)
+    def grown(self, key: Key, incident: Incident, event: Event, at_ns: int) -> None:
+        """The count has come to where there is something to do: keep evidence, say that it grew tenfold."""
+        if len(incident.early) < MAX_EVIDENCE_EVENTS - 2:
+            incident.early.append(event)
+        else:
+            incident.look_again = incident.next_count
+        if incident.count >= incident.next_count:
+            incident.next_count *= GROWTH
+            self._say(incident, key, "update", at_ns)
 
     def advance(self, now_ns: int) -> None:
         """Close what has been quiet long enough."""
@@ -172,8 +189,10 @@ class Incidents:
         if not incident.said:
             return
         rule = self.rule
-        opened = evidence_of(incident.opened)
-        fields = {name: value for name, value in opened.items() if name not in ("kind", "ts_ns")}
+        opened = incident.opened
+        fields = event_fields(opened)
+        evidence = [{"kind": opened.KIND.name, "ts_ns": opened.ts_ns, **fields}]
+        evidence += map(evidence_of, incident.events()[1:])
         self.alerts += 1
         offset_ns = incident.offset_ns
         alert = Alert(
@@ -192,7 +211,7 @@ class Incidents:
             tags=list(rule.tags),
             fields=fields,
             values=list(incident.values),
-            evidence=[opened, *map(evidence_of, incident.latest)],
+            evidence=evidence,
             falsepositives=list(rule.falsepositives),
             host=self.host,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 from kwsiem.correlate.absent import Absent
@@ -31,7 +32,8 @@ KINDS: Final[Mapping[str, type[Window]]] = {
 def make_state(rule: Rule, incidents: Incidents) -> State:
     """The state of a rule: a window, or one that is decided in the order of time."""
     if rule.correlation.settled:
-        return Settled(rule, incidents, make_window, make_handler)
+        handler = partial(make_handler, offset=lambda: incidents.offset_ns)
+        return Settled(rule, incidents, make_window, handler)
     return make_window(rule, incidents)
 
 

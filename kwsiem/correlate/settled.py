@@ -23,8 +23,7 @@ from kwsiem.rules.model import Rule, Step
 #: Events of one rule that wait to be decided; beyond, the oldest is decided early, and counted.
 MAX_PENDING: Final = 200_000
 
-Handler = Callable[[Event], None]
-MakeHandler = Callable[[type[Event], Sequence[Any]], Handler]
+MakeHandler = Callable[[type[Event], Sequence[Any]], Any]
 MakeWindow = Callable[[Rule, Incidents], Window]
 
 
@@ -38,7 +37,7 @@ class Settled:
         self.late = 0
         self.hurried = 0
         self._make_handler = make_handler
-        self._handlers: dict[type[Event], Handler] = {}
+        self._handlers: dict[type[Event], Callable[[Event], None]] = {}
         self._pending: list[tuple[int, int, Event]] = []
         self._arrived = 0
         self._settled_ns = 0
@@ -124,7 +123,7 @@ class Settled:
         cls = event.__class__
         handler = self._handlers.get(cls)
         if handler is None:
-            handler = self._handlers[cls] = self._make_handler(cls, self._windows)
+            handler = self._handlers[cls] = self._make_handler(cls, self._windows).one
         handler(event)
 
     def _due(self, until_ns: int) -> None:

@@ -58,13 +58,14 @@ class Writer:
     def _incident(self, incident: Incident) -> dict[str, Any]:
         plain = {name: getattr(incident, name) for name in _PLAIN}
         plain["opened"] = self.event(incident.opened)
-        plain["latest"] = [self.event(event) for event in incident.latest]
+        plain["early"] = [self.event(event) for event in incident.early]
+        plain["last"] = self.event(incident.last) if incident.last is not None else None
         plain["values"] = list(incident.values)
         return plain
 
 
 _PLAIN: Final = (
-    "opened_ns", "first_ns", "last_ns", "offset_ns", "count", "next_count", "reason", "said",
+    "opened_ns", "first_ns", "last_ns", "offset_ns", "count", "next_count", "look_again", "reason", "said",
 )  # fmt: skip
 
 
@@ -91,7 +92,8 @@ class Reader:
             for name in _PLAIN:
                 setattr(incident, name, saved[name])
             incident.values = dict.fromkeys(saved["values"])
-            incident.latest.extend(map(self.event, saved["latest"]))
+            incident.early = [self.event(event) for event in saved["early"]]
+            incident.last = self.event(saved["last"]) if saved["last"] else None
             incidents.open[hashable(key)] = incident
         incidents.alerts, incidents.crowded_out, incidents.held_back = map(int, plain["counts"])
 

@@ -211,24 +211,25 @@ class EventCount(Window):
     def hit(self, key: Key, event: Event) -> None:
         """One match."""
         ts_ns = event.ts_ns
-        stamps = self._young.get(key) or self._find(key)
+        young = self._young
+        stamps = young[key] if key in young else self._find(key)
         if stamps.__class__ is Incident:
             if 0 <= ts_ns - stamps.last_ns <= self._suppress_ns:  # as in Incidents.continues, without a call
                 stamps.last_ns = ts_ns
-                stamps.count = count = stamps.count + 1
-                stamps.latest.append(event)
-                if count >= stamps.next_count:
-                    self.incidents.grown(key, stamps, ts_ns)
+                stamps.count += 1
+                stamps.last = event
+                if stamps.count >= stamps.look_again:
+                    self.incidents.grown(key, stamps, event, ts_ns)
                 return
             if self.incidents.continues(key, stamps, event, ts_ns):
                 return
-            del self._young[key]
+            del young[key]
             stamps = None
         if stamps is None:
             self._first(key, event, ts_ns)
             return
         if stamps.__class__ is int:
-            stamps = self._young[key] = [stamps]
+            stamps = young[key] = [stamps]
             self._weigh(self._keep)
         if ts_ns >= stamps[-1]:
             stamps.append(ts_ns)
@@ -327,10 +328,13 @@ class ValueCount(Window):
         reason = f"{len(values)} {self._reason}: {shown}"
         self._begin(key, event, first_ns, len(values), reason, values)
 
-
     def _plain(self, state: Any) -> Any:
         if isinstance(state, Values):
-            return {"live": list(state.live.items()), "newest": state.newest_ns, "past": list(state.past.items())}
+            return {
+                "live": list(state.live.items()),
+                "newest": state.newest_ns,
+                "past": list(state.past.items()),
+            }
         return super()._plain(state)
 
     def _state(self, plain: Any) -> Any:

@@ -92,7 +92,8 @@ class Named:
 class Spec:
     """A block as it was read: what the names in it mean is not known yet.
 
-    ``named`` is empty when the rule's own detection is what is counted; ``counted`` is the field of a value type.
+    ``named`` is empty when the rule's own detection is what is counted. ``counted`` is the field whose values
+    are looked at.
     """
 
     path: str
@@ -117,7 +118,7 @@ def read_block(report: Report, item: Mapping, *, sigma: bool = False) -> Spec | 
     """
     present = [name for name in BLOCKS if name in item.items]
     if len(present) > 1:
-        message = f"a rule has a {present[0]} or a {present[1]}, not both"
+        message = f"a rule has one of {', '.join(BLOCKS)}, not both {present[0]} and {present[1]}"
         report.add(item.keys[present[1]], present[1], message)
     if not present:
         return None
@@ -355,10 +356,10 @@ class _BlockReader:
                 (self._unfit if type(value) is int and value > low else self._refuse)(place, part, message)
                 return 1
             return value
-        if type(value) not in (int, float) or not abs(value) < 2**63:
-            self._refuse(place, part, f"expected a number of at most 63 bits, got {kind_of(item)}")
-            return 1
-        return float(value) if isinstance(value, float) else int(value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**63:
+            return value
+        self._refuse(place, part, f"expected a number of at most 63 bits, got {kind_of(item)}")
+        return 1
 
     def _all_of_them(self, spec: Spec) -> None:
         """What is ordered is all of its rules: a condition may say so, but nothing else."""
@@ -395,8 +396,8 @@ class Draft:
     """A rule as it was read, and, once :func:`resolve` has been through, what became of it.
 
     ``candidates`` are the fields of ours that a field name of this rule may mean, the first one that is there
-    is meant. ``item`` is the entry of a file of ours. ``broken`` has been told in the report; ``skipped`` is a
-    Sigma rule that is right but not for here.
+    is meant. ``item`` is the entry in a file of ours. ``broken`` has been told in the report; ``skipped`` is
+    a Sigma rule that is right but not for here.
     """
 
     report: Report

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import ChainMap
 from collections.abc import Mapping as MappingType
 from collections.abc import Sequence as SequenceType
 from typing import Any, Final
@@ -53,7 +52,7 @@ def load_rules(
     for source in sources:
         digest.update(source.data)
     files = [_File(source) for source in sources]
-    lists: Lists = ChainMap(*(file.lists for file in files))
+    lists = {name: values for file in reversed(files) for name, values in file.lists.items()}
     drafts = [draft for file in files for draft in file.drafts(kinds, lists)]
     _check_ids(drafts)
     rules = resolve(drafts)
@@ -94,7 +93,7 @@ class _File:
         self.lists: dict[str, list[Any]] = {}
         self._documents, problems = read_documents(source.name, source.data)
         self.report.problems += problems
-        self._root = next((root for root in self._documents if _is_ours(root)), None)
+        self._root = next(filter(None, map(_ours, self._documents)), None)
         if self._root is not None:
             self._read_lists(self._root)
 
@@ -104,7 +103,7 @@ class _File:
 
     def drafts(self, kinds: MappingType[str, EventKind], lists: Lists) -> list[Draft]:
         """The rules of the file; the file's own lists go before those of others."""
-        lists = ChainMap(self.lists, dict(lists))
+        lists = {**lists, **self.lists}
         if self._root is None:
             return read_sigma(self.report, self._documents, kinds, lists)
         if len(self._documents) > 1:
@@ -148,12 +147,13 @@ class _File:
             self.lists[name] = [item.value for item in node.items if isinstance(item, Scalar)]
 
 
-def _is_ours(root: Node) -> bool:
-    """Whether a document is a rule file of ours, not one of Sigma's."""
+def _ours(root: Node) -> Mapping | None:
+    """A document that is a rule file of ours; None for one of Sigma's."""
     if not isinstance(root, Mapping):
-        return False
+        return None
     names = root.items.keys()
-    return "rules" in names or (bool({"version", "lists"} & names) and not _SIGMA_KEYS & names)
+    ours = "rules" in names or (bool({"version", "lists"} & names) and not _SIGMA_KEYS & names)
+    return root if ours else None
 
 
 class _RuleReader:

@@ -1,7 +1,8 @@
 """Plain Sigma documents: rules and correlations as others write them, read for this host.
 
 Two tables say what they mean here: :data:`LOGSOURCES` which event kinds a log source stands for, and
-:data:`FIELDS` which of our fields a field name stands for. ``docs/sigma-fields.md`` is :func:`render` of them.
+:data:`FIELDS` which of our fields a field name stands for. ``docs/sigma-fields.md`` is what :func:`render`
+makes of them.
 
 A document that is wrong is a problem like any other. One that is right and cannot be evaluated here (another
 system's log, a field that no kernel event has) is skipped, with its place and the reason.
@@ -141,13 +142,13 @@ def render() -> str:
     lines = [
         "# Sigma's log sources and fields",
         "",
-        "Made from the tables in `kwsiem/rules/sigma.py` (a test keeps it so). A rule whose log source or field is",
-        "not here, or whose event kind no probe emits, is skipped: `kwsiem check` says which and why.",
+        "Made from the tables in `kwsiem/rules/sigma.py`, a test keeps it so. A rule whose log source or field",
+        "is not here, or whose event kind no probe emits, is skipped: `kwsiem check` says which and why.",
         "",
         "## Log sources",
         "",
-        "`product` is `linux` or left out. The first row that fits counts. `product: kwsiem, category: KIND` is the",
-        "event kind of that name.",
+        "`product` is `linux` or left out. The first row that fits counts. `product: kwsiem, category: KIND`",
+        "is the event kind of that name.",
         "",
         "| category | service | event kinds | |",
         "|---|---|---|---|",
@@ -232,7 +233,7 @@ class _DocumentReader:
         report.where = ""
 
     def part_of_collection(self) -> Draft:
-        """A document of a file with ``action``: its parts complete each other, which Sigma 2 does not know."""
+        """A document of a file with ``action``: its parts complete each other, as in Sigma 1."""
         item = self._item
         draft = Draft(self._report, "", item.keys.get("title", item), title=self._text("title"), sigma=True)
         draft.skip(item.keys.get("action", item), "action: collections are Sigma 1, write whole documents")
@@ -311,8 +312,8 @@ class _DocumentReader:
     def _predicate(self, block: Mapping, kinds: tuple[EventKind, ...]) -> Expr | None:
         """The predicate of a detection in our own words.
 
-        What is wrong with its form is a problem; a value or modifier that does not go with our field is not the
-        rule's fault.
+        What is wrong with its form is a problem; a value or modifier that does not go with our field is not
+        the rule's fault.
         """
         scratch = Report(self._report.file, self._report.where)
         predicate = Detection(scratch, block, kinds, self._lists).condition()
@@ -489,7 +490,7 @@ class _DetectionReader:
 
     def _choose_kinds(self, selections: MappingType[str, Node]) -> None:
         """Keep the event kinds that have all the fields. Raises UnfitError when there is none."""
-        wanted = [(name, self._block) for name, _ in self._row.only]
+        wanted: list[tuple[str, Place]] = [(name, self._block) for name, _ in self._row.only]
         for node in selections.values():
             wanted += _fields_of(node)
         for name, place in wanted:
@@ -560,14 +561,14 @@ class _DetectionReader:
     def _fixed_line(
         self, row: SigmaField, modifiers: list[str], node: Node, place: Place
     ) -> tuple[str, Node]:
-        """A line about what cannot be otherwise here: a test that always holds, or a rule that never would."""
+        """A line about what cannot be otherwise here: a test that always holds, or no rule for here."""
         fixed = {dict(row.fixed).get(kind.name) for kind in self.kinds}
         values = {str(item.value).lower() for item in _scalars(node)}
         always = next((field.name for field in self.kinds[0].fields if family(field.type) == "number"), "")
         if modifiers or len(fixed) != 1 or not fixed <= values or not always:
             said = ", ".join(f"{value} in {kind}" for kind, value in row.fixed)
             raise UnfitError(place, f"detection: {row.sigma} is always {said}")
-        return f"{always}|exists", Scalar(True, place.line, place.column)  # noqa: FBT003 - a value of the file
+        return f"{always}|exists", Scalar(True, place.line, place.column)
 
     def _keywords(self, node: Node, place: Place) -> Node:
         if not self._row.words:

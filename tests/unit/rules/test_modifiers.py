@@ -452,7 +452,7 @@ def timed_handler(test: TimePart, offset, alerts: list):
         id="r", title="t", level="low", events=("t.e",), predicate=test, correlation=Correlation(),
         suppress_ns=0, fingerprint="f",
     )  # fmt: skip
-    return make_handler(EVENT, [make_window(rule, Incidents(rule, alerts.append))], offset=offset)
+    return make_handler(EVENT, [make_window(rule, Incidents(rule, alerts.append))], offset=offset).one
 
 
 def test_the_time_is_the_wall_clock_as_it_is_set_now():
