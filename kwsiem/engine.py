@@ -157,7 +157,9 @@ class Courier:
 
 
 class Snapshots:
-    """Writes the state of the rules each second, from a forked copy of the process: that costs it a few ms."""
+    """Writes the state of the rules each second, from a forked copy of the process: that costs it a few
+    ms.
+    """
 
     def __init__(self, files: StateFiles) -> None:
         self._files = files

@@ -1,7 +1,8 @@
 """Two files in turn keep the engine's latest state; whatever dies while writing, one of them is whole.
 
-A file: magic, boot id, time of writing (ns of boot time), length and BLAKE2b of the content, then the content.
-Times in the content are those of one boot: of another boot nothing is taken. Files are opened by whoever may.
+A file: magic, boot id, time of writing (ns of boot time), length and BLAKE2b of the content, then the
+content. Times in the content are those of one boot: of another boot nothing is taken. Files are opened by
+whoever may.
 """
 
 from __future__ import annotations

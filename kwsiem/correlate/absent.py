@@ -1,7 +1,7 @@
 """``absent``: a first event that no second one of its key follows within the timespan.
 
-Given events in the order of time only (:mod:`kwsiem.correlate.settled`). The rule fires when time has passed the
-timespan, whether or not an event comes then.
+Given events in the order of time only (:mod:`kwsiem.correlate.settled`). The rule fires when time has passed
+the timespan, whether or not an event comes then.
 """
 
 from __future__ import annotations

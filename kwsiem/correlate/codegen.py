@@ -69,7 +69,8 @@ class Code(NamedTuple):
 class Handler(NamedTuple):
     """Takes events of a class through the rules that look at its kind: one, or all of an iterator.
 
-    The loop is part of the generated code: a call for each event is a tenth of what one rule costs (measured).
+    The loop is part of the generated code: a call for each event is a tenth of what one rule costs
+    (measured).
     """
 
     one: Take

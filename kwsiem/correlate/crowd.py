@@ -1,19 +1,20 @@
-"""Who gets a place when there are more keys than places: no flood of new keys drives out those that were there.
+"""Who gets a place when keys are more than places: no flood of new keys drives out those that were there.
 
-A rule keeps exact state for so many keys. From a quarter of that on a network (IPv4 /24, IPv6 /64) gets only its
-share; when all places are taken nobody new gets one. Keys without a place are counted in a count-min sketch
-(Cormode and Muthukrishnan 2005, with conservative update) and get a place, full or not, once it says that they
-have come often enough. Evicting keys instead found none of 2,000 slow attackers in a flood of 9 million forged
-sources; the sketch finds all of them (``bench/flood.py``).
+A rule keeps exact state for so many keys. From a quarter of that on a network (IPv4 /24, IPv6 /64) gets only
+its share; when all places are taken nobody new gets one. Keys without a place are counted in a count-min
+sketch (Cormode and Muthukrishnan 2005, with conservative update) and get a place, full or not, once it says
+that they have come often enough. Evicting keys instead found none of 2,000 slow attackers in a flood of 9
+million forged sources; the sketch finds all of them (``bench/flood.py``).
 
 The sketch never counts too little; it may count too much, and as two are swapped with the generations, it
-remembers up to twice the timespan. Its cells are chosen by Python's hash, which is keyed anew in each process.
+remembers up to twice the timespan. Its cells are chosen by Python's hash, which is keyed anew in each
+process.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from typing import Final
+from typing import ClassVar, Final
 from weakref import WeakSet
 
 from kwsiem.correlate.incident import Key
@@ -32,7 +33,7 @@ class Sketch:
     """Counts keys up to 255 in fixed memory; never too low."""
 
     __slots__ = ("__weakref__", "_first", "_second")
-    alive: WeakSet[Sketch] = WeakSet()
+    alive: ClassVar[WeakSet[Sketch]] = WeakSet()
 
     def __init__(self) -> None:
         self._first = bytearray(CELLS)
@@ -44,7 +45,7 @@ class Sketch:
         first, second = self._first, self._second
         i, j = hashed & _MASK, hashed >> _SHIFT & _MASK
         a, b = first[i], second[j]
-        count = a if a < b else b
+        count = min(a, b)
         if count < 255:
             count += 1
             if a < count:
@@ -58,7 +59,7 @@ class Sketch:
         return min(self._first[hashed & _MASK], self._second[hashed >> _SHIFT & _MASK])
 
     def mark(self, hashed: int, bits: int) -> int:
-        """Remember bits (up to 255) of a key; those remembered before, perhaps more. Not to be mixed with add."""
+        """Remember bits (up to 255) of a key; those remembered before, perhaps more (instead of add)."""
         i, j = hashed & _MASK, hashed >> _SHIFT & _MASK
         before = self._first[i] & self._second[j]
         self._first[i] |= bits

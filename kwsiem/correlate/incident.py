@@ -1,8 +1,8 @@
 """Incidents: a met condition opens one, growth updates it, quiet closes it; nothing in it is uncounted.
 
 While an incident is open, further matches of its key only count: they open no second one. It is updated
-when its count has grown tenfold, and closes with its totals after ``suppress_ns`` without a match. A rule that
-alerts without end (it matches everything) is held back; what it would have said is counted.
+when its count has grown tenfold, and closes with its totals after ``suppress_ns`` without a match. A rule
+that alerts without end (it matches everything) is held back; what it would have said is counted.
 """
 
 from __future__ import annotations

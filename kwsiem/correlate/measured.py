@@ -128,7 +128,9 @@ class Summed:
         self.events += 1
         if len(self._samples) > MAX_SAMPLES:
             pairs = iter(list(self._samples))
-            self._samples = deque((b[0], a[1] + b[1], a[2] + b[2]) for a, b in zip(pairs, pairs))
+            self._samples = deque(
+                (b[0], a[1] + b[1], a[2] + b[2]) for a, b in zip(pairs, pairs, strict=False)
+            )
             rest = list(pairs)
             self._samples.extend(rest)
 

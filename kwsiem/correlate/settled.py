@@ -1,8 +1,9 @@
 """Rules that are decided in the order of time, once the lateness has passed.
 
-What more events can undo cannot be decided at once: an event that is on its way may still change it. Such a rule
-holds the events that concern it until nothing earlier can come, and then takes them, sorted, through windows of
-its own: its correlation, and for a chain those below it, each incident that opens below being one event above.
+What more events can undo cannot be decided at once: an event that is on its way may still change it. Such a
+rule holds the events that concern it until nothing earlier can come, and then takes them, sorted, through
+windows of its own: its correlation, and for a chain those below it, each incident that opens below being one
+event above.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ MakeWindow = Callable[[Rule, Incidents], Window]
 
 
 class Settled:
-    """State of one such rule: events that wait, and the windows they go through (the rule's own is the last)."""
+    """State of one such rule: events that wait, and the windows they go through (the rule's own is the
+    last).
+    """
 
     def __init__(
         self, rule: Rule, incidents: Incidents, make_window: MakeWindow, make_handler: MakeHandler
@@ -152,7 +155,7 @@ class Settled:
 
     def load(self, saved: Any, reader: EventReader) -> None:
         """Take what :meth:`save` gave; the rule's own incidents have been taken before."""
-        for window, plain in zip(self._windows, saved["inner"]):
+        for window, plain in zip(self._windows[:-1], saved["inner"], strict=True):
             reader.incidents(window.incidents, plain)
         for window, plain in zip(self._windows, saved["windows"], strict=True):
             window.load(plain, reader)

@@ -1,7 +1,8 @@
 """The state of all rules as bytes and back, so that an engine that was killed goes on where it was.
 
-Plain msgpack, each rule by itself: one that cannot be written or read costs no other. Events are written as the
-number of their kind in a table and their values. States come back only to a rule of the same id and fingerprint.
+Plain msgpack, each rule by itself: one that cannot be written or read costs no other. Events are written as
+the number of their kind in a table and their values. States come back only to a rule of the same id and
+fingerprint.
 """
 
 from __future__ import annotations
@@ -59,7 +60,10 @@ class Writer:
         plain = {name: getattr(incident, name) for name in _PLAIN}
         plain["opened"] = self.event(incident.opened)
         plain["early"] = [self.event(event) for event in incident.early]
-        plain["last"] = self.event(incident.last) if incident.last is not None else None
+        last = incident.last
+        if last is not None and incident.early and last is incident.early[-1]:
+            last = None  # it is there already
+        plain["last"] = None if last is None else self.event(last)
         plain["values"] = list(incident.values)
         return plain
 
@@ -93,7 +97,10 @@ class Reader:
                 setattr(incident, name, saved[name])
             incident.values = dict.fromkeys(saved["values"])
             incident.early = [self.event(event) for event in saved["early"]]
-            incident.last = self.event(saved["last"]) if saved["last"] else None
+            if saved["last"]:
+                incident.last = self.event(saved["last"])
+            elif incident.early:
+                incident.last = incident.early[-1]
             incidents.open[hashable(key)] = incident
         incidents.alerts, incidents.crowded_out, incidents.held_back = map(int, plain["counts"])
 

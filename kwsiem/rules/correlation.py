@@ -133,6 +133,18 @@ def read_block(report: Report, item: Mapping, *, sigma: bool = False) -> Spec | 
     return spec if len(report.problems) == before else None
 
 
+def named_in(item: Mapping) -> Spec | None:
+    """What a Sigma correlation names, and no more: that is silent even when it cannot be evaluated."""
+    block = item.items.get("correlation")
+    if not isinstance(block, Mapping):
+        return None
+    node, generate = block.items.get("rules"), block.items.get("generate")
+    items = node.items if isinstance(node, Sequence) else [node]
+    named = [Named(n.value, n) for n in items if isinstance(n, Scalar) and isinstance(n.value, str)]
+    says = isinstance(generate, Scalar) and generate.value is True
+    return Spec("correlation", item.keys["correlation"], "event_count", named=named, generate=says)
+
+
 class _BlockReader:
     """Reads one block; what is wrong goes into the report."""
 
@@ -523,11 +535,17 @@ class _Resolver:
         for draft in drafts:
             for name in {draft.id, draft.name} - {""}:
                 self._known.setdefault(name, []).append(draft)
-        self._links: dict[int, list[Draft | None]] = {id(draft): self._link(draft) for draft in drafts}
-        self._named = {id(link) for links in self._links.values() for link in links if link}
+        self._links: dict[int, list[Draft | None]] = {}
+        self._named: set[int] = set()
+        loud: set[int] = set()
         for draft in drafts:
+            self._links[id(draft)] = [] if draft.skipped else self._link(draft)
+            named = self._of_skipped(draft) if draft.skipped else self._links[id(draft)]
+            found = {id(link) for link in named if link}
+            self._named |= found
             if draft.spec and draft.spec.generate:
-                self._named -= {id(link) for link in self._links[id(draft)] if link}
+                loud |= found
+        self._named -= loud
 
     def silent(self, draft: Draft) -> bool:
         """Whether others name it, and none says that it alerts all the same."""
@@ -560,10 +578,22 @@ class _Resolver:
             draft.refuse(place, "detection", "is not used: the correlation names other rules only")
         return links
 
-    def _lookup(self, draft: Draft, named: Named, spec: Spec, own: SequenceType[str]) -> Draft | None:
-        """The rule of that id or name, one of the same file before others."""
+    def _of_skipped(self, draft: Draft) -> list[Draft]:
+        """The rules that a skipped draft names; they are its parts and say nothing by themselves."""
+        return [
+            other
+            for named in (draft.spec.named if draft.spec else ())
+            for other in self._called(draft, named)
+        ]
+
+    def _called(self, draft: Draft, named: Named) -> list[Draft]:
+        """The rules of that id or name, those of the same file before others."""
         found = self._known.get(named.name, [])
-        found = [other for other in found if other.report is draft.report] or found
+        return [other for other in found if other.report is draft.report] or found
+
+    def _lookup(self, draft: Draft, named: Named, spec: Spec, own: SequenceType[str]) -> Draft | None:
+        """The one rule of that id or name."""
+        found = self._called(draft, named)
         path = _path_of(spec)
         if not found:
             what = "no rule" if draft.sigma else "no selection and no rule"

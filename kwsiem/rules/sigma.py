@@ -24,7 +24,7 @@ from sigma.modifiers import modifier_mapping
 
 from kwsiem.alert import LEVELS
 from kwsiem.event import EventKind
-from kwsiem.rules.correlation import DEFAULT_SUPPRESS_NS, Draft, UnfitError, both, read_block
+from kwsiem.rules.correlation import DEFAULT_SUPPRESS_NS, Draft, UnfitError, both, named_in, read_block
 from kwsiem.rules.detection import Detection
 from kwsiem.rules.model import Expr, Text
 from kwsiem.rules.report import Report, nearest
@@ -142,8 +142,8 @@ def render() -> str:
     lines = [
         "# Sigma's log sources and fields",
         "",
-        "Made from the tables in `kwsiem/rules/sigma.py`, a test keeps it so. A rule whose log source or field",
-        "is not here, or whose event kind no probe emits, is skipped: `kwsiem check` says which and why.",
+        "Made from the tables in `kwsiem/rules/sigma.py` (a test keeps it so). Skipped are rules whose log",
+        "source or field is not here, or whose event kind no probe emits: `kwsiem check` says which and why.",
         "",
         "## Log sources",
         "",
@@ -199,6 +199,7 @@ _SIGMA_1: Final = "counting in a rule is Sigma 1, write a correlation"
 _RETIRED: Final = frozenset({"deprecated", "unsupported"})
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _TAG: Final = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_.-]+)?", re.ASCII)
+_UNFIT_SIGN: Final = re.compile(r"[^A-Za-z0-9_-]", re.ASCII)
 _NUMBER: Final = re.compile(r"-?[0-9]{1,20}", re.ASCII)
 
 
@@ -269,7 +270,6 @@ class _DocumentReader:
                 message = "a document has a detection or a correlation, not both"
                 self._report.add(self._item.keys["correlation"], "correlation", message)
                 return
-            self._check_status()
             self._read_correlation(draft)
         elif "filter" in items and "detection" not in items:
             raise UnfitError(self._item.keys["filter"], "filter: filters of other rules are not supported")
@@ -277,13 +277,21 @@ class _DocumentReader:
             self._read_detection(draft)
 
     def _read_correlation(self, draft: Draft) -> None:
+        draft.spec = named_in(self._item)
+        self._generate(draft)
+        self._check_status()
         spec = draft.spec = read_block(self._report, self._item, sigma=True)
         if spec is None:
             return
+        self._generate(draft)
         spec.group_by = [name for name in spec.group_by if name.value not in HOST_FIELDS]
-        generate = self._item.items.get("generate")
-        spec.generate = spec.generate or (isinstance(generate, Scalar) and generate.value is True)
         draft.suppress_ns = max(spec.timespan_ns, DEFAULT_SUPPRESS_NS)
+
+    def _generate(self, draft: Draft) -> None:
+        """``generate`` may stand beside the correlation too."""
+        node = self._item.items.get("generate")
+        if draft.spec and isinstance(node, Scalar) and node.value is True:
+            draft.spec.generate = True
 
     def _read_detection(self, draft: Draft) -> None:
         report, item = self._report, self._item
@@ -420,9 +428,15 @@ class _DetectionReader:
         if len(self._report.problems) > before:
             return None
         self._choose_kinds(selections)
-        items: dict[str, Node] = {name: self._selection(node) for name, node in selections.items()}
-        items["condition"] = condition
-        return Mapping(self._block.line, self._block.column, items, self._block.keys)
+        made = Mapping(self._block.line, self._block.column, {"condition": condition}, dict(self._block.keys))
+        for name, node in selections.items():
+            # A name such as filter_main_a.conf: a condition can only mean it with a pattern.
+            fit = _UNFIT_SIGN.sub("-", name)
+            if fit in made.items:
+                raise UnfitError(self._block.keys[name], f"detection.{name}: there is another {fit}")
+            made.items[fit] = self._selection(node)
+            made.keys[fit] = self._block.keys[name]
+        return made
 
     def _condition(self) -> Scalar:
         """The condition; of a list of them any may hold."""

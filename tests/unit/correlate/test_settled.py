@@ -48,7 +48,7 @@ def measured(kind: str, op: str, value: float, field: str = "test.value", **more
 
 
 @pytest.mark.parametrize(
-    "op, value, expected",
+    ("op", "value", "expected"),
     [
         ("lt", 2, [(1, 1)]), ("lte", 1, [(1, 1)]), ("eq", 3, [(3, 3)]), ("neq", 1, [(2, 2)]), ("eq", 9, []),
     ],
@@ -59,7 +59,7 @@ def test_the_number_of_events_compares(op, value, expected):
 
 
 @pytest.mark.parametrize(
-    "op, value, expected", [("eq", 2, [(3, 2)]), ("lt", 2, [(1, 1)]), ("neq", 1, [(3, 2)])]
+    ("op", "value", "expected"), [("eq", 2, [(3, 2)]), ("lt", 2, [(1, 1)]), ("neq", 1, [(3, 2)])]
 )
 def test_the_number_of_distinct_values_compares(op, value, expected):
     run = Run(measured("value_count", op, value))
@@ -206,7 +206,8 @@ def test_a_chain_of_three():
         "two", suppress_s=1,
     )  # fmt: skip
     third = rule(
-        Correlation("event_count", (), timespan_ns=60 * S, steps=(Step("two", inner=second),), value=1), "three"
+        Correlation("event_count", (), timespan_ns=60 * S, steps=(Step("two", inner=second),), value=1),
+        "three",
     )
     assert Run(third).send((1, 1), (1.1, 1), (5, 1), (5.1, 1)).opened() == [(5.1, 1)]
 
