@@ -101,7 +101,9 @@ def main() -> None:
     found = {alert.identity["source.ip"] for alert in alerts if alert.state == "open"}
     true = found & set(attackers)
     counters = engine.counters()
-    print(f"{options.sources:,} forged sources in {SECONDS} s of event time, {len(attackers):,} slow attackers")
+    print(
+        f"{options.sources:,} forged sources in {SECONDS} s of event time, {len(attackers):,} slow attackers"
+    )
     print(f"found {len(true):,} of {len(attackers):,}, false {len(found - true)}")
     print(f"memory grew by {peak_mb - before_mb:.0f} MB at most; longest batch {longest_s * 1000:.1f} ms")
     print(f"{options.sources / took_s:,.0f} events/s; keys {counters['keys']:,}, "

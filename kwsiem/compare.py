@@ -1,8 +1,8 @@
 """What another rule file would change: the same events through two rule sets, incident against incident.
 
-An incident is what opens: a rule, whom it concerns (its identity) and when. Opened at the same time and at the
-same level it is the same. One of the same rule and identity that opens a little earlier or later (within the
-rule's timespan), or at another level, is changed; what has no partner is added or removed.
+An incident is what opens: a rule, whom it concerns (its identity) and when. Opened at the same time and at
+the same level it is the same. One of the same rule and identity that opens a little earlier or later (within
+the rule's timespan), or at another level, is changed; what has no partner is added or removed.
 """
 
 from __future__ import annotations

@@ -6,7 +6,9 @@ import argparse
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -125,52 +127,53 @@ def _add_schema(parts: Subparsers) -> None:
 
 
 def _list(options: argparse.Namespace) -> int:
-    ruleset, checked = _load(options, [])
+    loaded = _load(options, [])
     if options.json:
         names = ("id", "level", "events", "title")
-        print_json([{name: getattr(rule, name) for name in names} for rule in ruleset.rules])
+        print_json([{name: getattr(rule, name) for name in names} for rule in loaded.rules.values()])
         return EXIT_GOOD
     rows = [
-        [rule.id, rule.level, " ".join(rule.events), _amount(checked, rule), rule.title]
-        for rule in ruleset.rules
+        [rule.id, rule.level, " ".join(rule.events), str(loaded.tests(rule)), rule.title]
+        for rule in loaded.rules.values()
     ]
-    print(plain_lines(table([["RULE", "LEVEL", "EVENTS", "TESTS", "TITLE"], *rows])))
-    _print_skipped(ruleset)
+    print(_plain_lines(table([["RULE", "LEVEL", "EVENTS", "TESTS", "TITLE"], *rows])))
+    _print_skipped(loaded.ruleset)
     return EXIT_GOOD
 
 
 def _show(options: argparse.Namespace) -> int:
-    ruleset, checked = _load(options, [])
-    rules = _chosen(ruleset, options.names)
+    loaded = _load(options, [])
+    rules = _chosen(loaded, options.names)
     if rules is None:
         return EXIT_USAGE
     if options.json:
         print_json(
             {
-                "files": ruleset.files,
-                "rules": [_as_json(rule, checked) for rule in rules],
-                "skipped": msgspec.to_builtins(ruleset.skipped),
+                "files": loaded.ruleset.files,
+                "rules": [_as_json(rule, loaded) for rule in rules],
+                "skipped": msgspec.to_builtins(loaded.ruleset.skipped),
             }
         )
         return EXIT_GOOD
-    print("\n\n".join(_in_words(rule, checked) for rule in rules))
+    print("\n\n".join(_in_words(rule, loaded) for rule in rules))
     if not options.names:
-        _print_skipped(ruleset)
+        _print_skipped(loaded.ruleset)
     return EXIT_GOOD
 
 
-def _in_words(rule: Rule, checked: dict[str, Checked]) -> str:
+def _in_words(rule: Rule, loaded: _Loaded) -> str:
     head = f"{paint(plain(rule.id), 'bold')} ({rule.level}): {plain(sentence(rule))}"
     ends = f"after {format_duration(rule.suppress_ns)} without a match" if rule.suppress_ns else "at once"
     lines = [
         ("title", rule.title),
         *(("step" if i == 0 else "", line) for i, line in enumerate(step_lines(rule))),
         ("incident", f"ends {ends}"),
+        ("alerts", "never itself: other rules name it" if loaded.is_silent(rule) else ""),
         ("about", " ".join(rule.description.split())),
         ("att&ck", ", ".join(f"{ident} {name}".strip() for ident, name in _attack(rule))),
         ("tags", ", ".join(rule.tags)),
         ("mistaken for", "; ".join(rule.falsepositives)),
-        ("tests", _amount(checked, rule)),
+        ("tests", str(loaded.tests(rule) or "none")),
     ]
     return "\n".join([head, *(_wrapped(name, plain(text)) for name, text in lines if text)])
 
@@ -200,7 +203,7 @@ def _attack(rule: Rule) -> list[tuple[str, str]]:
     return list(found.items())
 
 
-def _as_json(rule: Rule, checked: dict[str, Checked]) -> dict[str, Any]:
+def _as_json(rule: Rule, loaded: _Loaded) -> dict[str, Any]:
     whole: dict[str, Any] = msgspec.to_builtins(rule)
     return {
         **whole,
@@ -209,20 +212,16 @@ def _as_json(rule: Rule, checked: dict[str, Checked]) -> dict[str, Any]:
         "looks_at": looks_at(rule),
         "steps": step_lines(rule),
         "attack": [{"id": ident, "name": name} for ident, name in _attack(rule)],
-        "tests": len(checked[rule.id].outcomes) if rule.id in checked else 0,
+        "silent": loaded.is_silent(rule),
+        "tests": loaded.tests(rule),
     }
-
-
-def _amount(checked: dict[str, Checked], rule: Rule) -> str:
-    amount = len(checked[rule.id].outcomes) if rule.id in checked else 0
-    return str(amount) if amount else "none"
 
 
 def _print_skipped(ruleset: RuleSet) -> None:
     """The Sigma rules that this host cannot evaluate, each with its reason."""
     if ruleset.skipped:
         print(f"\nskipped Sigma rules: {len(ruleset.skipped)}")
-        print(plain_lines(table([[f"  {s.place}", s.rule, s.reason] for s in ruleset.skipped])))
+        print(_plain_lines(table([[f"  {s.place}", s.rule, s.reason] for s in ruleset.skipped])))
 
 
 # -- test --------------------------------------------------------------------------------------------
@@ -230,14 +229,14 @@ def _print_skipped(ruleset: RuleSet) -> None:
 
 def _test(options: argparse.Namespace) -> int:
     files = [name for name in options.names if _is_file(name)]
-    ruleset, checked = _load(options, files)
-    rules = _chosen(ruleset, [name for name in options.names if name not in files])
+    loaded = _load(options, files)
+    rules = _chosen(loaded, [name for name in options.names if name not in files])
     if rules is None:
         return EXIT_USAGE
-    results = [checked[rule.id] for rule in rules if rule.id in checked]
+    results = [loaded.checked[rule.id] for rule in rules if rule.id in loaded.checked]
     failed = sum(not outcome.passed for result in results for outcome in result.outcomes)
     if options.json:
-        print_json(_tests_as_json(ruleset, results, failed))
+        print_json(_tests_as_json(loaded.ruleset, results, failed))
     else:
         print(_tests_as_text(results, failed))
     return EXIT_CHECK_FAILED if failed else EXIT_GOOD
@@ -254,7 +253,7 @@ def _tests_as_json(ruleset: RuleSet, results: Sequence[Checked], failed: int) ->
         "files": ruleset.files,
         "rules": [
             {
-                "id": result.rule_id,
+                "id": result.rule.id,
                 "file": result.file,
                 "tests": [
                     {**msgspec.to_builtins(outcome), "passed": outcome.passed} for outcome in result.outcomes
@@ -262,7 +261,7 @@ def _tests_as_json(ruleset: RuleSet, results: Sequence[Checked], failed: int) ->
             }
             for result in results
         ],
-        "without_tests": [result.rule_id for result in results if not result.outcomes],
+        "without_tests": [result.rule.id for result in results if not result.outcomes],
         "passed": amount - failed,
         "failed": failed,
     }
@@ -273,14 +272,14 @@ def _tests_as_text(results: Sequence[Checked], failed: int) -> str:
     for result in results:
         if not result.outcomes:
             continue
-        lines.append(plain(result.rule_id))
+        lines.append(plain(result.rule.id))
         for outcome in result.outcomes:
             if outcome.passed:
                 lines.append(f"  {paint('pass', 'green')}  {plain(outcome.name)}")
                 continue
             place = f"{result.file}:{outcome.line}"
             lines.append(f"  {paint('FAIL', 'red')}  {plain(f'{outcome.name}: {outcome} ({place})')}")
-    without = [result.rule_id for result in results if not result.outcomes]
+    without = [result.rule.id for result in results if not result.outcomes]
     if without:
         lines.append(f"without tests: {plain(', '.join(without))}")
     amount = sum(len(result.outcomes) for result in results)
@@ -296,33 +295,60 @@ def _schema(options: argparse.Namespace) -> int:
     return EXIT_GOOD
 
 
-def _load(options: argparse.Namespace, files: Sequence[str]) -> tuple[RuleSet, dict[str, Checked]]:
-    """The configured rules, or those of the files, and how their tests ended; a failed test refuses nothing.
+@dataclass(frozen=True)
+class _Loaded:
+    """The rules that run, those that only others look at, and how the tests of both ended."""
+
+    ruleset: RuleSet
+    checked: dict[str, Checked]
+
+    @cached_property
+    def rules(self) -> dict[str, Rule]:
+        """All rules by id, in the order of the files, Sigma's own files last."""
+        return {**{rule_id: checked.rule for rule_id, checked in self.checked.items()}, **self._alerting}
+
+    @cached_property
+    def _alerting(self) -> dict[str, Rule]:
+        return {rule.id: rule for rule in self.ruleset.rules}
+
+    def is_silent(self, rule: Rule) -> bool:
+        """Whether a rule never alerts itself: others name it."""
+        return rule.id not in self._alerting
+
+    def tests(self, rule: Rule) -> int:
+        """How many tests a rule has."""
+        return len(self.checked[rule.id].outcomes) if rule.id in self.checked else 0
+
+
+def _load(options: argparse.Namespace, files: Sequence[str]) -> _Loaded:
+    """The configured rules, or those of the files; a test that fails refuses nothing.
 
     Raises ConfigError with every problem.
     """
     settings = settings_of(options)
     catalog = catalog_of(settings)
     collector = Collector()
-    if not files:
-        return rules_of(settings, catalog, collector), collector.rules
-    sources = [Source(name, read_rule_file(Path(name))) for name in files]
-    return load_rules(sources, catalog.kinds(), collector), collector.rules
+    if files:
+        sources = [Source(name, read_rule_file(Path(name))) for name in files]
+        ruleset = load_rules(sources, catalog.kinds(), collector)
+    else:
+        ruleset = rules_of(settings, catalog, collector)
+    return _Loaded(ruleset, collector.rules)
 
 
-def _chosen(ruleset: RuleSet, names: Sequence[str]) -> list[Rule] | None:
+def _chosen(loaded: _Loaded, names: Sequence[str]) -> list[Rule] | None:
     """The rules of these names or patterns, all without any; None when one fits no rule, which is said."""
-    if not names:
-        return list(ruleset.rules)
-    known = [rule.id for rule in ruleset.rules]
-    unknown = [name for name in names if not any(fnmatchcase(rule_id, name) for rule_id in known)]
+    rules = loaded.rules
+    unknown = [name for name in names if not any(fnmatchcase(rule_id, name) for rule_id in rules)]
     for name in unknown:
-        print(f"kwsiem: no rule {plain(name)!r}{nearest(name, known)}", file=sys.stderr)
+        print(f"kwsiem: no rule {plain(name)!r}{nearest(name, rules)}", file=sys.stderr)
     if unknown:
         return None
-    return [rule for rule in ruleset.rules if any(fnmatchcase(rule.id, name) for name in names)]
+    return [
+        rule for rule_id, rule in rules.items() if not names or any(fnmatchcase(rule_id, n) for n in names)
+    ]
 
 
-def plain_lines(text: str) -> str:
+def _plain_lines(text: str) -> str:
     """Several lines, each safe to show on a terminal."""
     return "\n".join(map(plain, text.split("\n")))

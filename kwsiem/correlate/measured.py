@@ -127,12 +127,7 @@ class Summed:
         self._sum += value
         self.events += 1
         if len(self._samples) > MAX_SAMPLES:
-            pairs = iter(list(self._samples))
-            self._samples = deque(
-                (b[0], a[1] + b[1], a[2] + b[2]) for a, b in zip(pairs, pairs, strict=False)
-            )
-            rest = list(pairs)
-            self._samples.extend(rest)
+            self._samples = deque(_paired(list(self._samples)))
 
     def expire(self, horizon_ns: int) -> None:
         """Let go of what is not after the horizon."""
@@ -160,6 +155,13 @@ class Summed:
             self._samples.append((int(ts_ns), int(amount), int(count)))
             self._sum += amount
             self.events += count
+
+
+def _paired(samples: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """Each two neighbours as one, which leaves the window with the later of them; the newest stays alone."""
+    odd = samples[len(samples) // 2 * 2 :]
+    pairs = zip(samples[0 : len(samples) // 2 * 2 : 2], samples[1::2], strict=True)
+    return [(late[0], early[1] + late[1], early[2] + late[2]) for early, late in pairs] + odd
 
 
 class Ranked:
@@ -241,7 +243,8 @@ class Measured(Window):
     def hit(self, key: Key, event: Event, extra: Any = None) -> None:
         """One match; ``extra`` is the value, or for temporal the bits of the steps."""
         ts_ns = event.ts_ns
-        state = self._young.get(key) or self._find(key)
+        young = self._young
+        state = young[key] if key in young else self._find(key)
         if state.__class__ is Incident:
             if self.incidents.continues(key, state, event, ts_ns):
                 return

@@ -81,6 +81,10 @@ class Track:
         self.settled_ns = _NOTHING
         self.recent: list[tuple[int, int]] = []
 
+    def __len__(self) -> int:
+        """How many events are kept one by one."""
+        return len(self.recent)
+
 
 class Sequence(Window):
     """State of a sequence rule: a :class:`Track` for each key."""
@@ -96,7 +100,8 @@ class Sequence(Window):
 
     def hit(self, key: Key, event: Event, steps: int) -> None:
         """One event that matches the steps whose bits are set."""
-        track = self._young.get(key) or self._find(key)
+        young = self._young
+        track = young[key] if key in young else self._find(key)
         if track.__class__ is Incident:
             if self.incidents.continues(key, track, event, event.ts_ns):
                 return

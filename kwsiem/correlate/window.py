@@ -10,7 +10,7 @@ Memory for each key (measured, 64-bit): 31 bytes with one hit, 162 with T = 5, t
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any, Final, Protocol
@@ -23,9 +23,11 @@ from kwsiem.rules.model import Rule
 
 MAX_KEYS: Final = 200_000
 #: Time stamps kept for a key at the very most, whatever timespan and threshold.
-MAX_STAMPS: Final = 50_000
+MAX_STAMPS: Final = 600_000
 #: Time stamps (40 bytes each) that the busy keys of one generation of a rule may need together.
 MAX_RULE_STAMPS: Final = 4_000_000
+#: What a key is reckoned to need at its second hit; when it comes to have so many, all that it may ever need.
+LIGHT: Final = 64
 #: Past times kept of one value; more only matter when the timespan is a small part of the lateness.
 MAX_TIMES: Final = 64
 #: From this threshold on values are kept in an OrderedDict (887 against 2,082 ns at 1,000, measured).
@@ -76,6 +78,7 @@ class Window:
         # A window that has not fired holds at most T - 1 events; the lateness may span several windows.
         windows = 1 + -(-LATENESS_NS // max(1, self._timespan_ns))
         self._keep = min(MAX_STAMPS, (self._threshold - 1) * windows + self._threshold)
+        self._keep_most = self._keep + self._keep // 8  # let go of in one piece, not one by one
 
     @property
     def keys(self) -> int:
@@ -139,7 +142,9 @@ class Window:
 
     def _stamps_of(self, state: Any) -> int:
         """How many time stamps the state of a key may come to need; 0 for one that is not busy."""
-        return 0 if state.__class__ in (int, tuple, Incident) else self._keep
+        if state.__class__ in (int, tuple, Incident):
+            return 0
+        return self._keep if len(state) >= LIGHT else min(self._keep, LIGHT)
 
     def _begin(
         self, key: Key, event: Event, first_ns: int, count: int, reason: str, values: list[Any] | None = None
@@ -230,7 +235,7 @@ class EventCount(Window):
             return
         if stamps.__class__ is int:
             stamps = young[key] = [stamps]
-            self._weigh(self._keep)
+            self._weigh(min(self._keep, LIGHT))
         if ts_ns >= stamps[-1]:
             stamps.append(ts_ns)
             if len(stamps) >= self._threshold and ts_ns - stamps[-self._threshold] < self._timespan_ns:
@@ -238,8 +243,11 @@ class EventCount(Window):
                 return
         elif self._hit_late(key, event, stamps):
             return
-        if len(stamps) > self._keep:
-            del stamps[0]
+        if len(stamps) >= LIGHT:
+            if len(stamps) == LIGHT:
+                self._weigh(self._keep - LIGHT)
+            elif len(stamps) > self._keep_most:
+                del stamps[: -self._keep]
 
     def _first(self, key: Key, event: Event, ts_ns: int) -> None:
         """A key's first hit: a bare number until the second, since most keys never get one."""
@@ -280,7 +288,8 @@ class ValueCount(Window):
     def hit(self, key: Key, event: Event, value: Any) -> None:
         """One match with its value."""
         ts_ns = event.ts_ns
-        seen = self._young.get(key) or self._find(key)
+        young = self._young
+        seen = young[key] if key in young else self._find(key)
         if seen.__class__ is Incident:
             if self.incidents.continues(key, seen, event, ts_ns):
                 seen.add_value(value)
@@ -292,11 +301,15 @@ class ValueCount(Window):
             return
         if seen.__class__ is tuple:
             seen = self._young[key] = Values(seen[0], seen[1], self._threshold > ORDERED_FROM)
-            self._weigh(self._keep)
+            self._weigh(min(self._keep, LIGHT))
         if ts_ns >= seen.newest_ns:
-            if seen.add(value, ts_ns, self._timespan_ns, self._keep) >= self._threshold:
+            count = seen.add(value, ts_ns, self._timespan_ns, self._keep)
+            if count >= self._threshold:
                 live = seen.live
                 self._fire(key, event, live[next(iter(live))], list(live))
+            elif count >= LIGHT and not seen.heavy:
+                seen.heavy = True
+                self._weigh(self._keep - LIGHT)
         else:
             self._hit_late(key, event, value, seen)
 
@@ -376,7 +389,7 @@ class Values:
     within one timespan the middle one never matters, so at most a few are kept.
     """
 
-    __slots__ = ("live", "newest_ns", "past")
+    __slots__ = ("heavy", "live", "newest_ns", "past")
 
     def __init__(self, value: Any, ts_ns: int, ordered: bool) -> None:
         # A plain dict finds its first entry slowly once many before it are deleted.
@@ -384,6 +397,11 @@ class Values:
         self.live[value] = ts_ns
         self.newest_ns = ts_ns
         self.past: dict[Any, list[int]] = {}
+        self.heavy = False  # whether it is reckoned with all that it may ever need
+
+    def __len__(self) -> int:
+        """How many values there are."""
+        return len(self.live)
 
     def add(self, value: Any, ts_ns: int, timespan_ns: int, keep: int) -> int:
         """Take an event that is not older than any before; the number of distinct values in its window."""
@@ -438,7 +456,9 @@ class Values:
         elif next_ns is None or next_ns - times[-1] > timespan_ns:
             times.append(ts_ns)
             if len(times) > 4:
-                times[:] = _thinned(times, timespan_ns)[-MAX_TIMES:]
+                del times[: bisect_right(times, self.newest_ns - timespan_ns - LATENESS_NS)]
+                if len(times) > 4:
+                    times[:] = _thinned(times, timespan_ns)[-MAX_TIMES:]
 
     def _insert(self, value: Any, ts_ns: int) -> None:
         """Put a value into ``live`` behind those not seen later: few are, since lateness is short."""

@@ -1,7 +1,7 @@
 """Rule files become a :class:`~kwsiem.rules.model.RuleSet`, or the list of all that is wrong in them.
 
 First every file is read to drafts, ours here and Sigma's in :mod:`kwsiem.rules.sigma`; then the names in them
-are resolved (:mod:`kwsiem.rules.correlation`), since a rule may name one of a later file; then the rules' own
+are resolved (:mod:`kwsiem.rules.resolve`), since a rule may name one of a later file; then the rules' own
 tests run.
 """
 
@@ -16,10 +16,12 @@ from typing import Any, Final
 from kwsiem.alert import LEVELS
 from kwsiem.errors import Problem, RuleFileError
 from kwsiem.event import EventKind
-from kwsiem.rules.correlation import BLOCKS, DEFAULT_SUPPRESS_NS, Draft, Spec, read_block, resolve
+from kwsiem.rules.compile import Draft
+from kwsiem.rules.correlation import BLOCKS, DEFAULT_SUPPRESS_NS, Spec, read_block
 from kwsiem.rules.detection import Detection
 from kwsiem.rules.model import MAX_RULES, RuleSet
 from kwsiem.rules.report import Report
+from kwsiem.rules.resolve import resolve
 from kwsiem.rules.sigma import read_sigma
 from kwsiem.rules.source import Source
 from kwsiem.rules.testing import Judge, read_tests, run_tests
@@ -203,6 +205,9 @@ class _RuleReader:
     def _read_matching(self, draft: Draft) -> None:
         """What the rule looks at, and what has to come together."""
         report, item = self._report, self._item
+        node = item.items.get("event")
+        if isinstance(node, Sequence) and not node.items:
+            report.add(item.keys["event"], "event", "expected at least one event kind")
         for name in report.texts(item, "event", "event"):
             if report.choice(name.value, self._kinds, name, "event", "event kind"):
                 draft.kinds += (self._kinds[name.value],)

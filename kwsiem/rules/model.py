@@ -21,7 +21,7 @@ from kwsiem.rules.duration import MAX_DURATION_NS
 
 MODEL_VERSION: Final = 2
 #: Windows keep about twice the threshold of time stamps for each busy key.
-MAX_THRESHOLD: Final = 10_000
+MAX_THRESHOLD: Final = 200_000
 MAX_STEPS: Final = 16
 #: Events of a sequence, the counts of its steps together.
 MAX_PLACES: Final = 1000

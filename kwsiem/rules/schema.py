@@ -1,7 +1,8 @@
 """The JSON Schema of ``rules.yaml``, made from the loader's own tables, for editors that complete and check.
 
-It accepts whatever the loader accepts. The loader refuses more: what needs two places of the file (a
-selection that a condition names, a list that ``expand`` names), a regular expression, a test that fails.
+It accepts whatever the loader accepts (but for a quoted word with blanks around it). The loader refuses more:
+what needs two places of the file (a selection that a condition names, a list that ``expand`` names), a
+regular expression, a test that fails.
 """
 
 from __future__ import annotations
@@ -9,15 +10,31 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from collections.abc import Mapping as MappingType
+from itertools import combinations
 from typing import Any, Final
 
 from kwsiem.alert import LEVELS
 from kwsiem.event import INTEGER_BOUNDS, EventKind
-from kwsiem.rules.correlation import OPERATORS, TYPES
-from kwsiem.rules.detection import MODIFIERS, family
+from kwsiem.rules.correlation import (
+    ABSENT_KEYS,
+    BLOCKS,
+    CONDITION_KEYS,
+    CORRELATION_KEYS,
+    OPERATORS,
+    SEQUENCE_KEYS,
+    TYPES,
+)
 from kwsiem.rules.load import FILE_KEYS, FILE_VERSION, MAX_LIST_VALUES, RULE_KEYS
-from kwsiem.rules.model import MAX_GROUP_BY, MAX_RULES, MAX_STEPS, MAX_THRESHOLD
+from kwsiem.rules.model import (
+    COUNT_TYPES,
+    MAX_GROUP_BY,
+    MAX_RULES,
+    MAX_STEPS,
+    MAX_THRESHOLD,
+    VALUE_TYPES,
+)
 from kwsiem.rules.testing import EVENT_KEYS, MAX_EVENTS, MAX_TESTS, TEST_KEYS
+from kwsiem.rules.values import MODIFIERS, TIME_PARTS, TIMESTAMP, family
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 Schema = dict[str, Any]
@@ -30,6 +47,8 @@ _DURATION: Final[Schema] = {
     "description": "300ms, 3s, 5m, 12h, 1d",
     "examples": ["3s", "5m", "1h"],
 }
+_COUNT: Final[Schema] = {"type": "integer", "minimum": 0, "maximum": MAX_THRESHOLD}
+_NUMBER: Final[Schema] = {"type": "number"}
 _RANGE: Final = r"^[0-9]{1,10}\.\.[0-9]{1,10}$"
 
 
@@ -50,10 +69,11 @@ def rules_schema(kinds: MappingType[str, EventKind]) -> Schema:
             "detection": _detection(_any_fields()),
             "correlation": _correlation(),
             "sequence": _sequence(),
+            "absent": _absent(),
             "test": _test(kinds),
             "values": _one_or_some(_SCALAR, least=1),
             "duration": _DURATION,
-            "field": {"enum": sorted({field.name for kind in kinds.values() for field in kind.fields})},
+            "field": _field_name(kinds),
             **{f"detection of {kind.name}": _detection(_fields(kind)) for kind in kinds.values()},
             **{f"event {kind.name}": _event(kind) for kind in kinds.values()},
         },
@@ -82,9 +102,9 @@ def _one_or_some(item: Schema, *, least: int = 0, **bounds: Any) -> Schema:
     return {"anyOf": [item, {"type": "array", "items": item, "minItems": least, **bounds}]}
 
 
-def _texts(item: Schema | None = None, **bounds: Any) -> Schema:
+def _texts(item: Schema | None = None, *, least: int = 0, **bounds: Any) -> Schema:
     """One text or a list of different ones."""
-    return _one_or_some(item or {"type": "string", "minLength": 1}, uniqueItems=True, **bounds)
+    return _one_or_some(item or {"type": "string", "minLength": 1}, least=least, uniqueItems=True, **bounds)
 
 
 def _lists() -> Schema:
@@ -102,24 +122,38 @@ def _lists() -> Schema:
 def _rule(kinds: MappingType[str, EventKind]) -> Schema:
     rule = _object(
         RULE_KEYS,
-        ("id", "title", "level", "event", "detection"),
+        ("id", "title", "level"),
         id={"type": "string", "pattern": r"^\s*[A-Za-z0-9][A-Za-z0-9._-]{0,127}\s*$"},
+        name={**_TEXT, "maxLength": 128},
         title={**_TEXT, "maxLength": 256},
         description={**_TEXT, "maxLength": 4096},
         level={"enum": list(LEVELS)},
         tags=_texts({"type": "string", "pattern": r"^[a-z0-9_-]+(\.[a-z0-9_.-]+)?$"}),
-        event=_texts({"enum": sorted(kinds)}),
+        event=_texts({"enum": sorted(kinds)}, least=1),
         detection=_ref("detection"),
         correlation=_ref("correlation"),
         sequence=_ref("sequence"),
+        absent=_ref("absent"),
         suppress=_ref("duration"),
-        block=False,  # type: ignore[arg-type] # a schema too: nothing is right
         falsepositives=_texts(),
         tests={"type": "array", "maxItems": MAX_TESTS, "items": _ref("test")},
     )
-    rule["not"] = {"required": ["correlation", "sequence"]}
-    rule["allOf"] = [_looks_at(kind) for kind in kinds.values()]
+    rule["properties"]["block"] = False  # this version cannot block: nothing is right
+    rule["allOf"] = [
+        {"anyOf": [{"required": ["event", "detection"]}, _names_rules()]},
+        *({"not": {"required": list(pair)}} for pair in combinations(BLOCKS, 2)),
+        *map(_looks_at, kinds.values()),
+    ]
     return rule
+
+
+def _names_rules() -> Schema:
+    """A rule that names others has no need of a detection, but half of one is a mistake."""
+    correlation = {"required": ["correlation"], "properties": {"correlation": {"required": ["rules"]}}}
+    return {
+        "anyOf": [{"required": ["absent"]}, correlation],
+        "not": {"anyOf": [{"required": ["event"]}, {"required": ["detection"]}]},
+    }
 
 
 def _looks_at(kind: EventKind) -> Schema:
@@ -162,12 +196,13 @@ def _any_fields() -> Schema:
 def _fields(kind: EventKind) -> Schema:
     """Tests of the fields of one kind, with modifiers; without a field the values are keywords."""
     names = "|".join(re.escape(field.name) for field in kind.fields)
-    modifiers = f"(\\|({'|'.join(sorted(MODIFIERS))}))"
+    modifiers = f"(\\|({'|'.join(sorted(MODIFIERS - TIME_PARTS.keys()))}))"
+    times = f"{TIMESTAMP}(\\|({'|'.join(sorted(MODIFIERS))}))+"
     return {
         "type": "object",
         "minProperties": 1,
         "properties": {field.name: _plain_values(family(field.type)) for field in kind.fields},
-        "patternProperties": {f"^(({names}){modifiers}+|{modifiers}*)$": _ref("values")},
+        "patternProperties": {f"^(({names}){modifiers}+|{times}|{modifiers}*)$": _ref("values")},
         "additionalProperties": False,
     }
 
@@ -182,22 +217,71 @@ def _plain_values(field_family: str) -> Schema:
 
 
 def _correlation() -> Schema:
-    value = {"type": "integer", "minimum": 0, "maximum": MAX_THRESHOLD}
+    correlation = _object(
+        CORRELATION_KEYS,
+        ("type", "timespan"),
+        type={"enum": list(TYPES)},
+        rules=_one_or_some(_TEXT, least=1, maxItems=MAX_STEPS),  # what is ordered may name one twice
+        field=_ref("field"),
+        group_by=_group_by(),
+        aliases=_aliases(),
+        timespan=_ref("duration"),
+        condition=_condition(),
+        generate={"type": "boolean"},
+    )
+    in_condition = {"required": ["condition"], "properties": {"condition": {"required": ["field"]}}}
+    has_field = {"anyOf": [{"required": ["field"]}, in_condition]}
+    correlation["allOf"] = [
+        _when(["temporal", "temporal_ordered"], {"required": ["rules"]}, {"required": ["condition"]}),
+        _when(sorted(VALUE_TYPES), has_field, {"not": has_field}),
+        _when([*sorted(COUNT_TYPES), "temporal_ordered"], _values(_COUNT), _values(_NUMBER)),
+        _when(["value_percentile"], _percentile(needed=True), _percentile(needed=False)),
+    ]
+    return correlation
+
+
+def _when(types: list[str], then: Schema, otherwise: Schema) -> Schema:
+    """What holds for these types of correlation, and what for the others."""
     return {
-        **_object(
-            ("type", "field", "group-by", "timespan", "condition"),
-            ("type", "timespan", "condition"),
-            type={"enum": sorted(TYPES)},
-            field=_ref("field"),
-            group_by=_group_by(),
-            timespan=_ref("duration"),
-            condition=_object(OPERATORS, (), **dict.fromkeys(OPERATORS, value)),
-        ),
+        "if": {"required": ["type"], "properties": {"type": {"enum": types}}},
+        "then": then,
+        "else": otherwise,
     }
+
+
+def _condition() -> Schema:
+    condition = _object(CONDITION_KEYS, (), field=_ref("field"))
+    condition["properties"]["percentile"] = {"type": "integer", "minimum": 0, "maximum": 100}
+    condition["oneOf"] = [{"required": [operator]} for operator in OPERATORS]
+    return condition
+
+
+def _values(value: Schema) -> Schema:
+    """The condition compares with such a value."""
+    return {"properties": {"condition": {"properties": dict.fromkeys(OPERATORS, value)}}}
+
+
+def _percentile(*, needed: bool) -> Schema:
+    has = {"required": ["percentile"]}
+    return {"properties": {"condition": has if needed else {"not": has}}}
+
+
+def _field_name(kinds: MappingType[str, EventKind]) -> Schema:
+    """The fields of the kinds, for completion; any other may be an alias, or one of a rule below."""
+    names = sorted({field.name for kind in kinds.values() for field in kind.fields})
+    return {"anyOf": [{"enum": names}, {"type": "string", "minLength": 1}]}
 
 
 def _group_by() -> Schema:
     return _texts(_ref("field"), maxItems=MAX_GROUP_BY)
+
+
+def _aliases() -> Schema:
+    return {
+        "type": "object",
+        "additionalProperties": {"type": "object", "additionalProperties": _ref("field")},
+        "description": "a group-by field that is called differently in each rule: {name: {rule: field}}",
+    }
 
 
 def _sequence() -> Schema:
@@ -208,11 +292,24 @@ def _sequence() -> Schema:
         count={"type": "integer", "minimum": 1, "maximum": MAX_THRESHOLD},
     )
     return _object(
-        ("group-by", "timespan", "steps"),
+        SEQUENCE_KEYS,
         ("timespan", "steps"),
         group_by=_group_by(),
         timespan=_ref("duration"),
         steps={"type": "array", "minItems": 2, "maxItems": MAX_STEPS, "items": step},
+    )
+
+
+def _absent() -> Schema:
+    return _object(
+        ABSENT_KEYS,
+        ("timespan", "first", "then"),
+        group_by=_group_by(),
+        aliases=_aliases(),
+        timespan=_ref("duration"),
+        first=_TEXT,
+        then=_TEXT,
+        generate={"type": "boolean"},
     )
 
 

@@ -24,7 +24,8 @@ from sigma.modifiers import modifier_mapping
 
 from kwsiem.alert import LEVELS
 from kwsiem.event import EventKind
-from kwsiem.rules.correlation import DEFAULT_SUPPRESS_NS, Draft, UnfitError, both, named_in, read_block
+from kwsiem.rules.compile import Draft, both
+from kwsiem.rules.correlation import DEFAULT_SUPPRESS_NS, UnfitError, named_in, read_block
 from kwsiem.rules.detection import Detection
 from kwsiem.rules.model import Expr, Text
 from kwsiem.rules.report import Report, nearest
@@ -326,7 +327,8 @@ class _DocumentReader:
         scratch = Report(self._report.file, self._report.where)
         predicate = Detection(scratch, block, kinds, self._lists).condition()
         wrong = [p for p in scratch.problems if p.message.startswith(("detection.condition:", "detection:"))]
-        self._report.problems += wrong
+        for problem in wrong:
+            self._report.add(Scalar(None, problem.line, problem.column), "", problem.message)
         if scratch.problems and not wrong:
             first = scratch.problems[0]
             raise UnfitError(Scalar(None, first.line, first.column), first.message)

@@ -97,7 +97,7 @@ class Outcome:
 class Checked:
     """A rule whose tests were run, and the file it stands in."""
 
-    rule_id: str
+    rule: Rule
     file: str
     outcomes: tuple[Outcome, ...]
 
@@ -140,7 +140,7 @@ class Collector:
 
     def __call__(self, report: Report, rule: Rule, tests: list[RuleTest]) -> None:
         """Run the tests of a rule; one that fails is no problem of the file."""
-        self.rules[rule.id] = Checked(rule.id, report.file, tuple(outcomes(rule, tests)))
+        self.rules[rule.id] = Checked(rule, report.file, tuple(outcomes(rule, tests)))
 
 
 class _Reader:
@@ -163,13 +163,14 @@ class _Reader:
         node = block.items.get("events")
         if isinstance(node, Sequence):
             for item in node.items:
-                events += self._entry(item)
+                if len(events) <= MAX_EVENTS:  # what is too much already need not be expanded to its end
+                    events += self._entry(item)
         elif node is not None:
             self._report.add(
                 block.keys["events"], f"{self._path}.events", f"expected a list, got {kind_of(node)}"
             )
         if len(events) > MAX_EVENTS:
-            self._report.add(block, f"{self._path}.events", f"at most {MAX_EVENTS} events, got {len(events)}")
+            self._report.add(block, f"{self._path}.events", f"at most {MAX_EVENTS} events, ranges expanded")
         if len(self._report.problems) > before:
             return None
         return RuleTest(name, block, events, alerts)

@@ -106,7 +106,9 @@ def test_what_comes_too_late_counts_as_of_now_and_is_counted():
 def test_a_sum_of_very_many_values_stays_right_though_they_are_put_together(monkeypatch):
     monkeypatch.setattr("kwsiem.correlate.measured.MAX_SAMPLES", 100)
     run = Run(measured("value_sum", "gte", 5000))
-    assert run.send(*((1 + n / 10000, 1) for n in range(6000))).opened() == [(1.4999, 5000)]
+    # The first thousand leave the window before the last come.
+    early, late = [(1 + n / 1000, 1) for n in range(1000)], [(20 + n / 10000, 1) for n in range(6000)]
+    assert run.send(*early, *late).opened() == [(20.4999, 5000)]
 
 
 def temporal(op: str = "gte", value: int = 3) -> Rule:
