@@ -27,7 +27,7 @@ class StateFiles:
 
     def __init__(self, fds: Sequence[int], boot_id: str = "") -> None:
         self._fds = tuple(fds)
-        self._boot_id = (boot_id or _BOOT_ID.read_text(encoding="ascii").strip()).encode("ascii")[:36]
+        self._boot_id = (boot_id.encode() or _BOOT_ID.read_bytes().strip())[:36]
         self._next = 0
 
     def read(self) -> bytes | None:

@@ -63,6 +63,7 @@ def load_rules(
             draft.report.where = draft.where
             judge(draft.report, draft.rule, read_tests(draft.report, draft.item, kinds))
     problems = [problem for file in files for problem in file.sorted_problems()]
+    problems = problems or _lost(drafts)
     if len(rules) > MAX_RULES:
         problems.append(Problem(sources[-1].name, 0, 0, "", f"at most {MAX_RULES} rules, got {len(rules)}"))
     if problems:
@@ -73,6 +74,13 @@ def load_rules(
         rules=tuple(rules),
         skipped=tuple(draft.skipped for draft in drafts if draft.skipped),
     )
+
+
+def _lost(drafts: SequenceType[Draft]) -> list[Problem]:
+    """Rules that were not made though nothing is wrong with them: never to be left out in silence."""
+    message = "the rule cannot be made (please report this)"
+    lost = [draft for draft in drafts if draft.rule is None and draft.skipped is None]
+    return [Problem(d.report.file, d.place.line, d.place.column, d.where, message) for d in lost]
 
 
 def _check_ids(drafts: SequenceType[Draft]) -> None:
@@ -205,10 +213,10 @@ class _RuleReader:
     def _read_matching(self, draft: Draft) -> None:
         """What the rule looks at, and what has to come together."""
         report, item = self._report, self._item
-        node = item.items.get("event")
-        if isinstance(node, Sequence) and not node.items:
+        names = report.texts(item, "event", "event")
+        if isinstance(node := item.items.get("event"), Sequence) and not node.items:
             report.add(item.keys["event"], "event", "expected at least one event kind")
-        for name in report.texts(item, "event", "event"):
+        for name in names:
             if report.choice(name.value, self._kinds, name, "event", "event kind"):
                 draft.kinds += (self._kinds[name.value],)
         block = report.mapping(item.items.get("detection"), item.keys.get("detection", item), "detection")

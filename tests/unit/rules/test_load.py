@@ -101,6 +101,7 @@ def test_a_rule_is_translated_through_sigma():
             "titel: Scan",
             "rules.yaml:6:5: rule scan: unknown key 'titel', did you mean 'title'?",
         ),
+        ("event: tcp.syn", "event: []", "rules.yaml:9:5: rule scan: event: expected at least one event kind"),
         ("event: tcp.syn", "event: tcp.sin", "unknown event kind 'tcp.sin', did you mean 'tcp.syn'?"),
         (
             "destination.port|gt",

@@ -256,7 +256,7 @@ def mutants(draw):
     return document
 
 
-@settings(max_examples=20000, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture])
 @given(mutants())
 def test_whatever_loads_is_valid(document):
     assume(isinstance(document, dict) and "rules" in document)
