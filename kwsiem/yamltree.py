@@ -21,6 +21,8 @@ MAX_BYTES: Final = 16 * 1024 * 1024
 MAX_DEPTH: Final = 24
 MAX_NODES: Final = 500_000
 MAX_PROBLEMS: Final = 200
+#: So much of a value is quoted in a message.
+_MAX_SHOWN: Final = 200
 #: Documents of one file that may have several.
 MAX_DOCUMENTS: Final = 10_000
 
@@ -86,7 +88,10 @@ def kind_of(node: Node) -> str:
     """What a node is, for messages: ``a mapping``, ``a list``, or the value itself."""
     if isinstance(node, Mapping):
         return "a mapping"
-    return "a list" if isinstance(node, Sequence) else repr(node.value)
+    if isinstance(node, Sequence):
+        return "a list"
+    long = isinstance(node.value, str) and len(node.value) > _MAX_SHOWN
+    return f"{node.value[:_MAX_SHOWN]!r}…" if long else repr(node.value)
 
 
 def place_of(root: Node, path: PathSequence[str | int]) -> Place:
@@ -216,7 +221,7 @@ class _Reader:
             self._refuse(event, "anchors and aliases (& and *) are not allowed here")
             raise _Stop
         if event.tag not in (None, "!"):
-            self._refuse(event, f"tags are not allowed here, got {event.tag!r}")
+            self._refuse(event, f"tags are not allowed here, got {event.tag[:_MAX_SHOWN]!r}")
         if isinstance(event, yaml.ScalarEvent):
             value = _scalar(event.value) if event.implicit[0] else event.value
             return self._place(stack, Scalar(value, line, column), root)
@@ -247,8 +252,10 @@ class _Reader:
         stack[-1].key = None
         if key.value in parent.items:
             first = parent.keys[key.value]
-            message = f"key {key.value!r} stands twice, first in line {first.line}"
+            message = f"key {key.value[:_MAX_SHOWN]!r} stands twice, first in line {first.line}"
             self.problems.append(Problem(self.name, key.line, key.column, "", message))
+            if len(self.problems) >= MAX_PROBLEMS:
+                raise _Stop
         parent.items[key.value] = node
         parent.keys[key.value] = key
         return root

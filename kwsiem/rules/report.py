@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from kwsiem.errors import Problem
 from kwsiem.rules.duration import parse_duration
 from kwsiem.yamltree import MAX_PROBLEMS, Mapping, Node, Place, Scalar, Sequence, kind_of
+
+MAX_MESSAGE: Final = 1000
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -26,10 +28,16 @@ class Report:
     where: str = ""
     problems: list[Problem] = field(default_factory=list)
 
+    @property
+    def full(self) -> bool:
+        """Whether nobody will read on: looking for what is nearest to a word is not worth it any more."""
+        return len(self.problems) >= MAX_PROBLEMS
+
     def add(self, place: Place, path: str, message: str) -> None:
         """Note a problem at a place; ``path`` is the key path below the rule (``correlation.timespan``)."""
-        if len(self.problems) < MAX_PROBLEMS:
+        if not self.full:
             text = f"{path}: {message}" if path else message
+            text = text if len(text) <= MAX_MESSAGE else text[:MAX_MESSAGE] + "…"  # it may quote the file
             self.problems.append(Problem(self.file, place.line, place.column, self.where, text))
 
     def check_keys(
@@ -37,7 +45,7 @@ class Report:
     ) -> None:
         """Every key must be known, and the required ones must be there."""
         for name, key in mapping.keys.items():
-            if name not in known:
+            if name not in known and not self.full:
                 self.add(key, path, f"unknown key {name!r}{nearest(name, known)}")
         for name in required:
             if name not in mapping.items:
@@ -85,16 +93,16 @@ class Report:
         if node is None:
             return []
         items: list[Node] = node.items if isinstance(node, Sequence) else [node]
-        found: list[Scalar] = []
+        found: dict[str, Scalar] = {}
         for item in items:
             if not isinstance(item, Scalar) or not isinstance(item.value, str) or not item.value:
                 place = item if isinstance(node, Sequence) else mapping.keys[name]
                 self.add(place, path, f"expected text or a list of texts, got {kind_of(item)}")
-            elif any(item.value == other.value for other in found):
+            elif item.value in found:
                 self.add(item, path, f"{item.value!r} stands twice")
             else:
-                found.append(item)
-        return found
+                found[item.value] = item
+        return list(found.values())
 
     def mapping(self, node: Node | None, place: Place, path: str) -> Mapping | None:
         """The node when it is a mapping; else a problem is noted."""
@@ -108,6 +116,6 @@ class Report:
         """Whether a value is one of the known words; else a problem that names the nearest is noted."""
         if isinstance(value, str) and value in known:
             return True
-        hint = nearest(value, known) if isinstance(value, str) else ""
+        hint = nearest(value, known) if isinstance(value, str) and not self.full else ""
         self.add(place, path, f"unknown {what} {value!r}{hint or ', expected one of ' + ', '.join(known)}")
         return False
