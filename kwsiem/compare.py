@@ -1,8 +1,9 @@
 """What another rule file would change: the same events through two rule sets, incident against incident.
 
 An incident is what opens: a rule, whom it concerns (its identity) and when. Opened at the same time and at
-the same level it is the same. One of the same rule and identity that opens a little earlier or later (within
-the rule's timespan), or at another level, is changed; what has no partner is added or removed.
+the same level, with the same block asked for, it is the same. One of the same rule and identity that opens a
+little earlier or later (within the rule's timespan), or at another level, is changed; what has no partner is
+added or removed.
 """
 
 from __future__ import annotations
@@ -29,11 +30,19 @@ class Opened(msgspec.Struct, frozen=True):
     identity: dict[str, Any]
     raised_ns: int
     reason: str = ""
+    block: dict[str, Any] = {}
 
     @classmethod
     def of(cls, alert: Alert) -> Opened:
         """What is kept of the alert that says so."""
-        return cls(alert.rule_id, alert.level, alert.host, alert.identity, alert.raised_ns, alert.reason)
+        return cls(
+            alert.rule_id, alert.level, alert.host, alert.identity, alert.raised_ns, alert.reason, alert.block
+        )
+
+    @property
+    def same(self) -> tuple[Any, ...]:
+        """What else must agree for two incidents about one identity to be the same."""
+        return (self.raised_ns, self.level, *self.block.items())
 
     @property
     def whom(self) -> tuple[str, ...]:
@@ -56,6 +65,14 @@ class Difference(msgspec.Struct):
 
     def __bool__(self) -> bool:
         return bool(self.added or self.removed or self.changed)
+
+    def blocks(self) -> dict[str, list[Opened]]:
+        """The incidents that ask for a block which the other rule set does not ask for."""
+        pairs = [(old, new) for old, new in self.changed if old.block != new.block]
+        return {
+            "added": [opened for opened in [*self.added, *(new for _, new in pairs)] if opened.block],
+            "removed": [opened for opened in [*self.removed, *(old for old, _ in pairs)] if opened.block],
+        }
 
     def by_rule(self) -> dict[str, tuple[int, int, int, int, int]]:
         """For each rule that opened an incident in either set: before, after, added, removed, changed."""
@@ -102,19 +119,19 @@ def _by_whom(incidents: list[Opened]) -> dict[tuple[str, ...], list[Opened]]:
 
 def _without_same(before: list[Opened], after: list[Opened]) -> tuple[list[Opened], list[Opened]]:
     """The incidents of each side that have no equal on the other (one for one)."""
-    spare: defaultdict[tuple[int, str], int] = defaultdict(int)
+    spare: defaultdict[tuple[Any, ...], int] = defaultdict(int)
     for opened in before:
-        spare[opened.raised_ns, opened.level] += 1
+        spare[opened.same] += 1
     added = []
     for opened in after:
-        if spare[opened.raised_ns, opened.level]:
-            spare[opened.raised_ns, opened.level] -= 1
+        if spare[opened.same]:
+            spare[opened.same] -= 1
         else:
             added.append(opened)
     removed = []
     for opened in reversed(before):
-        if spare[opened.raised_ns, opened.level]:
-            spare[opened.raised_ns, opened.level] -= 1
+        if spare[opened.same]:
+            spare[opened.same] -= 1
             removed.append(opened)
     return removed[::-1], added
 

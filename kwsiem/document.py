@@ -238,8 +238,18 @@ def _own_facts(alert: Alert, limit: int) -> dict[str, Any]:
         "values": _texts(alert.values, limit, MAX_VALUES),
         "evidence": [_evidence(event, limit) for event in _ends(alert.evidence)],
         "falsepositives": _texts(alert.falsepositives, limit, MAX_TAGS),
+        "block": _block(alert),
     }
     return {name: value for name, value in facts.items() if value not in ("", [], {})}
+
+
+def _block(alert: Alert) -> dict[str, Any]:
+    """What the rule asks to block, and that this version has no firewall to do it with."""
+    address = _ip(alert.block.get("value"))
+    if address is None:
+        return {}
+    for_s = alert.block.get("for_s")
+    return {"value": address, "for_s": for_s if type(for_s) is int else 0, "decision": "off"}
 
 
 def _ends(evidence: list[dict[str, Any]]) -> list[dict[str, Any]]:

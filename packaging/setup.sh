@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 say() { printf '\033[1m== %s\033[0m\n' "$*" >&2; }
 
 RUN_PACKAGES="bpftrace ipset iptables iproute2 python3 python3-venv"
-TEST_PACKAGES="nmap hydra hping3 openssh-server openssh-client sshpass rsyslog procps util-linux curl nginx-light
+TEST_PACKAGES="sec nmap hydra hping3 openssh-server openssh-client sshpass rsyslog procps util-linux curl nginx-light
     libpam-modules debootstrap"
 
 as_root() {

@@ -159,6 +159,7 @@ def _as_json(before: str, after: str, replay: Replay, found: Difference) -> dict
             "removed": [_entry(opened) for opened in found.removed],
             "changed": [{"before": _entry(old), "after": _entry(new)} for old, new in found.changed],
         },
+        "blocks": {name: [_entry(opened) for opened in part] for name, part in found.blocks().items()},
     }
 
 
@@ -174,6 +175,7 @@ def _entry(opened: Opened) -> dict[str, Any]:
         "host": opened.host,
         "identity": opened.identity,
         "reason": opened.reason,
+        **({"block": opened.block} if opened.block else {}),
     }
 
 
@@ -184,9 +186,12 @@ def _as_text(found: Difference) -> str:
         return f"no difference: {total} incidents of {len(counts)} rules either way"
     differing = [[rule_id, *map(str, row)] for rule_id, row in counts.items() if any(row[2:])]
     lines = [table([["RULE", "BEFORE", "AFTER", "ADDED", "REMOVED", "CHANGED"], *differing])]
-    lines += _section("+", "green", [(opened, "") for opened in found.added])
-    lines += _section("-", "red", [(opened, "") for opened in found.removed])
+    lines += _section("+", "green", [(opened, _blocks(opened)) for opened in found.added])
+    lines += _section("-", "red", [(opened, _blocks(opened)) for opened in found.removed])
     lines += _section("~", "yellow", [(new, _moved(old, new)) for old, new in found.changed])
+    blocks = found.blocks()
+    if any(blocks.values()):
+        lines += ["", f"blocks asked for: {len(blocks['added'])} added, {len(blocks['removed'])} removed"]
     if len(counts) > len(differing):
         lines += ["", f"without a difference: {len(counts) - len(differing)} rules"]
     return "\n".join(lines)
@@ -204,6 +209,13 @@ def _section(sign: str, colour: str, incidents: list[tuple[Opened, str]]) -> lis
     return lines
 
 
+def _blocks(opened: Opened) -> str:
+    """What block an incident asks for."""
+    if not opened.block:
+        return ""
+    return f"(asks to block {opened.block['value']} for {format_duration(opened.block['for_s'] * 10**9)})"
+
+
 def _moved(old: Opened, new: Opened) -> str:
     """What changed about one incident."""
     distance_ns = new.raised_ns - old.raised_ns
@@ -212,6 +224,8 @@ def _moved(old: Opened, new: Opened) -> str:
         notes.append(f"{format_duration(abs(distance_ns))} {'later' if distance_ns > 0 else 'earlier'}")
     if old.level != new.level:
         notes.append(f"was {old.level}")
+    if old.block != new.block:
+        notes.append((_blocks(new) or "(no block any more)").strip("()"))
     return f"({', '.join(notes)})"
 
 

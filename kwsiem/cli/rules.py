@@ -168,6 +168,7 @@ def _in_words(rule: Rule, loaded: _Loaded) -> str:
         ("title", rule.title),
         *(("step" if i == 0 else "", line) for i, line in enumerate(step_lines(rule))),
         ("incident", f"ends {ends}"),
+        ("asks to block", _block(rule)),
         ("alerts", "never itself: other rules name it" if loaded.is_silent(rule) else ""),
         ("about", " ".join(rule.description.split())),
         ("att&ck", ", ".join(f"{ident} {name}".strip() for ident, name in _attack(rule))),
@@ -176,6 +177,13 @@ def _in_words(rule: Rule, loaded: _Loaded) -> str:
         ("tests", str(loaded.tests(rule) or "none")),
     ]
     return "\n".join([head, *(_wrapped(name, plain(text)) for name, text in lines if text)])
+
+
+def _block(rule: Rule) -> str:
+    if rule.block is None:
+        return ""
+    forged = ", also on evidence that can be forged" if rule.block.spoofable else ""
+    return f"{rule.block.field} for {format_duration(rule.block.for_ns)}{forged} (the guard decides)"
 
 
 def _wrapped(name: str, text: str) -> str:

@@ -215,6 +215,11 @@ class Incidents:
             falsepositives=list(rule.falsepositives),
             host=self.host,
         )
+        if rule.block is not None and state == "open":
+            address = alert.identity.get(rule.block.field) or fields.get(rule.block.field)
+            if address:
+                seconds = rule.block.for_ns // 10**9 or 1
+                alert.block = {"value": address, "for_s": seconds, "spoofable": rule.block.spoofable}
         self._emit(alert)
 
     def _identity(self, key: Key) -> dict[str, Any]:

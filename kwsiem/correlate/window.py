@@ -74,7 +74,9 @@ class Window:
         self._old: dict[Key, Any] = {}
         self._turn_ns = 0
         self._weight = 0
-        self._crowd = Crowd(rule.correlation.group_by, MAX_KEYS // 2)
+        # Steps may group by a field of their own under one common name (aliases).
+        own = next((step.group_by for step in rule.correlation.steps if step.group_by), ())
+        self._crowd = Crowd(own or rule.correlation.group_by, MAX_KEYS // 2)
         # A window that has not fired holds at most T - 1 events; the lateness may span several windows.
         windows = 1 + -(-LATENESS_NS // max(1, self._timespan_ns))
         self._keep = min(MAX_STAMPS, (self._threshold - 1) * windows + self._threshold)

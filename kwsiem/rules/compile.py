@@ -24,6 +24,7 @@ from kwsiem.rules.model import (
     MAX_VALUES,
     STEP_TYPES,
     And,
+    Block,
     Constant,
     Correlation,
     Expr,
@@ -83,6 +84,7 @@ class Draft:
     suppress_ns: int = 0
     candidates: Callable[[str], tuple[str, ...]] = verbatim
     item: Mapping | None = None
+    block: Block | None = None
     broken: bool = False
     skipped: Skipped | None = None
     rule: Rule | None = None
@@ -181,7 +183,28 @@ def _rule(draft: Draft, events: tuple[str, ...], predicate: Expr, correlation: C
         description=draft.description,
         tags=draft.tags,
         falsepositives=draft.falsepositives,
+        block=_block(draft, correlation),
     )
+
+
+def _block(draft: Draft, correlation: Correlation) -> Block | None:
+    """What the rule asks to block, if that is an address that its alerts are about."""
+    if draft.block is None or draft.item is None:
+        return None
+    place, name = draft.item.keys["block"], draft.block.field
+    if correlation.type != "any":
+        if name not in correlation.group_by:
+            groups = ", ".join(correlation.group_by) or "nothing"
+            draft.refuse(place, "block.field", f"a rule blocks what it groups by ({groups}), got {name!r}")
+        elif not name.endswith((".ip", ".address")) and name != "ip":
+            draft.refuse(place, "block.field", f"expected a field that holds an address, got {name!r}")
+        return draft.block
+    try:
+        if common_field(name, draft.kinds).type != "ip":
+            draft.refuse(place, "block.field", f"expected a field that holds an address, got {name!r}")
+    except ValueError as error:
+        draft.refuse(place, "block.field", str(error))
+    return draft.block
 
 
 class _Maker:

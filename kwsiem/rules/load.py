@@ -19,7 +19,7 @@ from kwsiem.event import EventKind
 from kwsiem.rules.compile import Draft
 from kwsiem.rules.correlation import BLOCKS, DEFAULT_SUPPRESS_NS, Spec, read_block
 from kwsiem.rules.detection import Detection
-from kwsiem.rules.model import MAX_RULES, RuleSet
+from kwsiem.rules.model import MAX_RULES, Block, RuleSet
 from kwsiem.rules.report import Report
 from kwsiem.rules.resolve import resolve
 from kwsiem.rules.sigma import read_sigma
@@ -33,6 +33,7 @@ RULE_KEYS: Final = (
     "id", "name", "title", "description", "status", "author", "references", "level", "tags", "event",
     "detection", "correlation", "sequence", "absent", "suppress", "block", "falsepositives", "tests",
 )  # fmt: skip
+BLOCK_KEYS: Final = ("field", "for", "spoofable")
 MAX_LIST_VALUES: Final = 10_000
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _TAG: Final = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_.-]+)?", re.ASCII)
@@ -187,8 +188,6 @@ class _RuleReader:
         if rule_id and not _ID.fullmatch(rule_id):
             report.add(item.keys["id"], "id", f"letters, digits, '.', '_' and '-' only, got {rule_id!r}")
         report.check_keys(item, "", RULE_KEYS, self._required())
-        if "block" in item.items:
-            report.add(item.keys["block"], "block", "this version cannot block yet, remove the key")
         draft = Draft(report, report.where, item.keys.get("id", item), rule_id, item=item)
         draft.name = report.text(item, "name", "name", limit=128)
         draft.title = report.text(item, "title", "title", limit=256)
@@ -197,6 +196,7 @@ class _RuleReader:
         draft.tags = self._tags()
         texts = report.texts(item, "falsepositives", "falsepositives")
         draft.falsepositives = tuple(text.value for text in texts)
+        draft.block = self._block()
         self._read_matching(draft)
         draft.suppress_ns = report.duration(item, "suppress", "suppress", _default_suppress_ns(draft.spec))
         draft.broken = len(report.problems) > before
@@ -226,6 +226,22 @@ class _RuleReader:
         draft.spec = read_block(report, item)
         if draft.spec is None and any(name in item.items for name in BLOCKS):
             draft.predicate = None
+
+    def _block(self) -> Block | None:
+        """What the rule asks the guard to block."""
+        report, item = self._report, self._item
+        block = report.mapping(item.items.get("block"), item.keys.get("block", item), "block")
+        if block is None:
+            return None
+        report.check_keys(block, "block", BLOCK_KEYS, ("field", "for"))
+        field = report.text(block, "field", "block.field", limit=128)
+        for_ns = report.duration(block, "for", "block.for", 1)
+        if for_ns <= 0:
+            report.add(block.keys["for"], "block.for", "must be > 0: every block ends, and begins")
+        spoofable = report.text(block, "spoofable", "block.spoofable")
+        if spoofable:
+            report.choice(spoofable, ("allow",), block.keys["spoofable"], "block.spoofable", "word")
+        return Block(field, for_ns, bool(spoofable)) if field and for_ns > 0 else None
 
     def _tags(self) -> tuple[str, ...]:
         tags = [tag.value for tag in self._report.texts(self._item, "tags", "tags")]

@@ -222,6 +222,17 @@ class Correlation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.type not in COUNT_TYPES or self.op not in ("gte", "gt")
 
 
+class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a rule asks the firewall's guard for: block the address in a field for so long.
+
+    ``spoofable`` says that evidence which can be forged (a lone SYN) may do; the guard decides.
+    """
+
+    field: FieldName
+    for_ns: Annotated[int, Meta(gt=0, le=MAX_DURATION_NS)]
+    spoofable: bool = False
+
+
 class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One rule; ``events`` are the kinds it looks at, ``suppress_ns`` the quiet time that ends an incident.
 
@@ -240,6 +251,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     description: ShortText = ""
     tags: tuple[ShortText, ...] = ()
     falsepositives: tuple[ShortText, ...] = ()
+    block: Block | None = None
 
 
 class Skipped(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

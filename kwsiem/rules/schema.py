@@ -24,7 +24,7 @@ from kwsiem.rules.correlation import (
     SEQUENCE_KEYS,
     TYPES,
 )
-from kwsiem.rules.load import FILE_KEYS, FILE_VERSION, MAX_LIST_VALUES, RULE_KEYS
+from kwsiem.rules.load import BLOCK_KEYS, FILE_KEYS, FILE_VERSION, MAX_LIST_VALUES, RULE_KEYS
 from kwsiem.rules.model import (
     COUNT_TYPES,
     MAX_GROUP_BY,
@@ -135,10 +135,10 @@ def _rule(kinds: MappingType[str, EventKind]) -> Schema:
         sequence=_ref("sequence"),
         absent=_ref("absent"),
         suppress=_ref("duration"),
+        block=_block(),
         falsepositives=_texts(),
         tests={"type": "array", "maxItems": MAX_TESTS, "items": _ref("test")},
     )
-    rule["properties"]["block"] = False  # this version cannot block: nothing is right
     rule["allOf"] = [
         {"anyOf": [{"required": ["event", "detection"]}, _names_rules()]},
         *({"not": {"required": list(pair)}} for pair in combinations(BLOCKS, 2)),
@@ -297,6 +297,12 @@ def _sequence() -> Schema:
         group_by=_group_by(),
         timespan=_ref("duration"),
         steps={"type": "array", "minItems": 2, "maxItems": MAX_STEPS, "items": step},
+    )
+
+
+def _block() -> Schema:
+    return _object(
+        BLOCK_KEYS, ("field", "for"), field=_TEXT, spoofable={"const": "allow"}, **{"for": _ref("duration")}
     )
 
 

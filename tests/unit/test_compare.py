@@ -45,7 +45,11 @@ def test_no_difference_is_false():
 
 INCIDENTS = st.lists(
     st.builds(
-        opened, st.integers(0, 60), st.sampled_from("rq"), st.sampled_from("ab"), st.sampled_from(["low", "high"])
+        opened,
+        st.integers(0, 60),
+        st.sampled_from("rq"),
+        st.sampled_from("ab"),
+        st.sampled_from(["low", "high"]),
     ),
     max_size=30,
 )
@@ -54,12 +58,12 @@ INCIDENTS = st.lists(
 @given(INCIDENTS, INCIDENTS)
 def test_every_incident_is_accounted_for(before, after):
     found = difference(before, after, {"r": 5 * S})
-    for _, (old, new, added, removed, changed) in found.by_rule().items():
+    for old, new, added, removed, changed in found.by_rule().values():
         assert new == old + added - removed
         assert changed + removed <= old
     mirrored = difference(after, before, {"r": 5 * S})
     assert (mirrored.added, mirrored.removed) == (found.removed, found.added)
-    assert [(b, a) for a, b in mirrored.changed] == found.changed or len(mirrored.changed) == len(found.changed)
+    assert len(mirrored.changed) == len(found.changed)
 
 
 @given(INCIDENTS)

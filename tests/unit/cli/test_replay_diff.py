@@ -30,7 +30,7 @@ def rules(path, *rows):
 
 
 def event(second, name="a"):
-    ts_ns = BEGIN_NS + second * 10**9
+    ts_ns = BEGIN_NS + int(second * 10**9)
     return {"kind": "sensor.lost", "ts_ns": ts_ns, "probe.name": name, "event.count": 1}
 
 
@@ -127,7 +127,19 @@ def test_bad_rules_on_either_side_are_78_and_told_at_once(capsys, tmp_path, reco
 
 def test_a_pipe_is_read_once_for_both(tmp_path, recording):
     before, after = rules(tmp_path / "a.yaml", ("x", 2)), rules(tmp_path / "b.yaml", ("x", 3))
-    argv = [sys.executable, "-m", "kwsiem", "replay", "--rules", before, "--diff", after, *PROBES, "--json", "-"]
+    argv = [
+        sys.executable,
+        "-m",
+        "kwsiem",
+        "replay",
+        "--rules",
+        before,
+        "--diff",
+        after,
+        *PROBES,
+        "--json",
+        "-",
+    ]
     done = subprocess.run(argv, input=Path(recording).read_bytes(), capture_output=True, check=False)
     assert done.returncode == 1
     assert len(json.loads(done.stdout)["alerts"]["removed"]) == 1
@@ -146,3 +158,38 @@ def test_plain_replay_prints_json_lines_on_request(capsys, tmp_path, recording):
     path = rules(tmp_path / "a.yaml", ("x", 2))
     assert main(["replay", "--json", "--rules", path, *PROBES, recording]) == 0
     assert [json.loads(line)["rule"] for line in capsys.readouterr().out.splitlines()] == ["x", "x"]
+
+
+def test_blocks_that_a_changed_rule_asks_for_are_told(capsys, tmp_path):
+    rule = (
+        "version: 1\nrules:\n  - id: probe\n    title: Probe\n    level: low\n    event: tcp.probe\n"
+        "    detection: {some: {tcp.flags: 0}, condition: some}\n"
+        "    correlation: {type: event_count, group-by: [source.ip], timespan: 10s, condition: {gte: 2}}\n"
+    )
+    (tmp_path / "a.yaml").write_text(rule)
+    (tmp_path / "b.yaml").write_text(rule + "    block: {field: source.ip, for: 10m}\n")
+    fields = {"kind": "tcp.probe", "source.ip": "198.51.100.7", "tcp.flags": 0}
+    events = [{**fields, "ts_ns": BEGIN_NS + n * 10**9} for n in range(3)]
+    (tmp_path / "e.jsonl").write_text(lines(events))
+    words = (str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml"), str(tmp_path / "e.jsonl"))
+    code, out, _ = diff(capsys, *words)
+    assert code == 1
+    assert "asks to block 198.51.100.7 for 10m" in out
+    assert "blocks asked for: 1 added, 0 removed" in out
+    _, out, _ = diff(capsys, *words, "--json")
+    blocks = json.loads(out)["blocks"]
+    assert [entry["block"]["value"] for entry in blocks["added"]] == ["198.51.100.7"]
+    assert blocks["removed"] == []
+
+
+def test_rules_that_wait_for_late_events_are_decided_at_the_end(capsys, tmp_path):
+    recording = tmp_path / "events.jsonl"
+    recording.write_text(lines([event(0), event(0.5)]))
+    before = rules(tmp_path / "a.yaml")
+    after = tmp_path / "b.yaml"
+    after.write_text(Path(rules(after, ("x", 2))).read_text().replace("{gte: 2}", "{eq: 2}"))
+    assert main(["replay", "--rules", str(after), *PROBES, str(recording)]) == 0
+    assert capsys.readouterr().out.count(" x: ") == 1
+    code, out, _ = diff(capsys, before, str(after), str(recording))
+    assert code == 1
+    assert "+ 2026-01-02T03:04:05.500Z LOW x probe.name=a" in out

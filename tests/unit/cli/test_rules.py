@@ -84,7 +84,14 @@ def test_show_says_in_words_when_a_rule_fires(capsys, rules):
         " looks at sensor.lost where event.count > 0"
     )
     text = "\n".join(rest)
-    for said in ("TA0007 Discovery", "T1110.001 Password Guessing", "T9999", "car.2013", "A flood", "after 1m"):
+    for said in (
+        "TA0007 Discovery",
+        "T1110.001 Password Guessing",
+        "T9999",
+        "car.2013",
+        "A flood",
+        "after 1m",
+    ):
         assert said in text, said
     assert "each (" not in out
     assert "\x1b" not in out  # the title's escape sequence is shown, not obeyed
@@ -180,3 +187,53 @@ def test_the_schema_completes_this_hosts_event_kinds(capsys):
     code, out, _ = run(capsys, "schema", *PROBES)
     assert code == 0
     assert "tcp.syn" in json.loads(out)["$defs"]["rule"]["properties"]["event"]["anyOf"][0]["enum"]
+
+
+# -- rules over rules, Sigma's files -----------------------------------------------------------------
+
+CHAIN = RULES.replace(
+    "  - id: each\n",
+    "  - id: upper\n    title: Upper\n    level: high\n"
+    "    correlation: {type: event_count, rules: [lost], timespan: 1h, condition: {gte: 2}}\n"
+    "    tests:\n"
+    "      - name: twice\n"
+    "        events:\n"
+    "          - {kind: sensor.lost, probe.name: a, event.count: 1, repeat: 2}\n"
+    "          - {kind: sensor.lost, probe.name: a, event.count: 1, repeat: 2, wait: 2m}\n"
+    "        alerts: 1\n"
+    "  - id: each\n",
+)
+
+
+def test_a_rule_that_only_others_look_at_is_shown_and_tested_too(capsys, rules):
+    rules.write_text(CHAIN)
+    code, out, _ = run(capsys, "test", str(rules), *PROBES)
+    assert code == 0, out
+    assert out.splitlines()[0] == "lost"
+    assert "3 rules, 3 tests, 0 failed, 1 rules without tests" in out
+    assert (
+        "never itself: other rules name it" in run(capsys, "show", "lost", "--rules", str(rules), *PROBES)[1]
+    )
+    _, out, _ = run(capsys, "show", "upper", "--rules", str(rules), *PROBES)
+    assert "lost: an incident of lost, which fires when one probe.name has at least 2" in " ".join(
+        out.split()
+    )
+    assert "never itself" not in out
+
+
+def test_sigma_rules_that_are_skipped_are_named_with_their_reason(capsys, tmp_path, rules):
+    sigma = tmp_path / "sigma.yml"
+    sigma.write_text(
+        "title: Windows\nid: 5f1f7a52-6e5f-4f1f-9f0e-0d3a1a5a6f10\nstatus: test\n"
+        "logsource: {product: windows, category: process_creation}\n"
+        "detection: {a: {Image: x}, condition: a}\nlevel: low\n"
+    )
+    code, out, _ = run(capsys, "show", "--rules", str(sigma), *PROBES)
+    assert code == 0
+    assert "skipped Sigma rules: 1" in out
+    assert f"{sigma}:" in out
+    _, out, _ = run(capsys, "show", "--json", "--rules", str(sigma), *PROBES)
+    (skipped,) = json.loads(out)["skipped"]
+    assert skipped["rule"] == "5f1f7a52-6e5f-4f1f-9f0e-0d3a1a5a6f10"
+    assert skipped["reason"]
+    assert run(capsys, "test", str(sigma), str(rules), *PROBES)[0] == 0

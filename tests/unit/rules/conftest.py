@@ -21,7 +21,11 @@ def schema_errors(data, kinds):
     validator = _validator(tuple(sorted(kinds.items())))
     documents = [document.plain() for document in read_documents("r.yaml", data)[0]]
     ours = [document for document in documents if isinstance(document, dict) and "rules" in document]
-    return [f"{error.json_path}: {error.message}" for document in ours for error in validator.iter_errors(document)]
+    return [
+        f"{error.json_path}: {error.message}"
+        for document in ours
+        for error in validator.iter_errors(document)
+    ]
 
 
 @pytest.fixture(autouse=True)

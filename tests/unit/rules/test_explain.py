@@ -20,7 +20,10 @@ M = 60 * 10**9
 A, B = Step("a", Number("pam.result", (7,))), Step("b", events=("tcp.syn",), group_by=("source.ip",), count=3)
 
 
-def rule(correlation, rule_id="r", predicate=Constant(True)):
+ALWAYS = Constant(True)
+
+
+def rule(correlation, rule_id="r", predicate=ALWAYS):
     return Rule(
         id=rule_id,
         title="t",
@@ -75,13 +78,17 @@ def test_each_type_has_its_words(made, says):
 def test_no_type_and_no_operator_is_without_words():
     for kind in get_args(CorrelationType):
         for op in get_args(Operator):
-            text = sentence(of(kind, op=op, steps=(A, B) if kind in ("temporal", "sequence", "absent") else ()))
+            text = sentence(
+                of(kind, op=op, steps=(A, B) if kind in ("temporal", "sequence", "absent") else ())
+            )
             assert "{" not in text and "None" not in text, text
 
 
 def test_steps_and_the_rules_below_are_explained():
     inner = rule(Correlation("sequence", ("user.name",), timespan_ns=M, steps=(A, B)), "inner")
-    lines = step_lines(rule(Correlation("temporal", timespan_ns=M, steps=(Step("in", inner=inner), A), value=2)))
+    lines = step_lines(
+        rule(Correlation("temporal", timespan_ns=M, steps=(Step("in", inner=inner), A), value=2))
+    )
     assert lines == [
         "in: an incident of inner, which fires when one user.name has a, then 3 times b within 1m;"
         " looks at auth.attempt",

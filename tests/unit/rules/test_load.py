@@ -125,7 +125,23 @@ def test_a_rule_is_translated_through_sigma():
         ("version: 1", "version: 2", "version"),
         ("- id: scan", "- id: 'a b'", "letters, digits"),
         ("192.0.2.0/24", "192.0.2.1/24", "not a network"),
-        ("    title: Scan\n", "    title: Scan\n    block: {for: 10m}\n", "this version cannot block yet"),
+        ("    title: Scan\n", "    title: Scan\n    block: {for: 10m}\n", "key 'field' is missing"),
+        ("    title: Scan\n", "    title: Scan\n    block: {field: source.ip}\n", "key 'for' is missing"),
+        (
+            "    title: Scan\n",
+            "    title: Scan\n    block: {field: source.ip, for: 0s}\n",
+            "block.for: must be > 0",
+        ),
+        (
+            "    title: Scan\n",
+            "    title: Scan\n    block: {field: destination.ip, for: 10m}\n",
+            "block.field: a rule blocks what it groups by (source.ip), got 'destination.ip'",
+        ),
+        (
+            "    title: Scan\n",
+            "    title: Scan\n    block: {field: source.ip, for: 10m, spoofable: yes}\n",
+            "unknown word 'yes', expected one of allow",
+        ),
         (
             "    title: Scan\n",
             "    title: Scan\n    title: Again\n",

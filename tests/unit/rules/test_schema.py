@@ -11,7 +11,14 @@ from jsonschema import Draft202012Validator
 
 from kwsiem.alert import LEVELS
 from kwsiem.errors import RuleFileError
-from kwsiem.rules.correlation import ABSENT_KEYS, CONDITION_KEYS, CORRELATION_KEYS, OPERATORS, SEQUENCE_KEYS, TYPES
+from kwsiem.rules.correlation import (
+    ABSENT_KEYS,
+    CONDITION_KEYS,
+    CORRELATION_KEYS,
+    OPERATORS,
+    SEQUENCE_KEYS,
+    TYPES,
+)
 from kwsiem.rules.load import FILE_KEYS, RULE_KEYS, load_rules
 from kwsiem.rules.schema import rules_schema
 from kwsiem.rules.source import Source
@@ -58,6 +65,12 @@ rules:
       - name: t
         events: [{kind: tcp.syn, source.ip: 192.0.2.1, destination.port: '1..5', every: 1ms, repeat: 2, wait: 1h}]
         alerts: 0
+  - id: blocker
+    title: B
+    level: low
+    event: tcp.syn
+    detection: {a: {destination.port: 1}, condition: a}
+    block: {field: source.ip, for: 10m, spoofable: allow}
   - id: gone
     title: G
     level: low
@@ -114,7 +127,11 @@ def test_every_key_and_word_of_the_loader_is_known():
     assert set(SCHEMA["properties"]) == set(FILE_KEYS)
     assert set(defs["rule"]["properties"]) == set(RULE_KEYS)
     assert set(defs["correlation"]["properties"]) == set(CORRELATION_KEYS)
-    assert set(defs["correlation"]["properties"]["condition"]["properties"]) == set(CONDITION_KEYS) >= set(OPERATORS)
+    assert (
+        set(defs["correlation"]["properties"]["condition"]["properties"])
+        == set(CONDITION_KEYS)
+        >= set(OPERATORS)
+    )
     assert set(defs["correlation"]["properties"]["type"]["enum"]) == set(TYPES)
     assert set(defs["sequence"]["properties"]) == set(SEQUENCE_KEYS)
     assert set(defs["absent"]["properties"]) == set(ABSENT_KEYS)
@@ -170,7 +187,9 @@ def test_every_key_and_word_of_the_loader_is_known():
         ("generate: false", "generate: no"),
         ("aliases: {who: {number: source.ip, text: destination.ip}}", "aliases: {who: source.ip}"),
         ("    suppress: 5m\n", "    suppress: soon\n"),
-        ("    suppress: 5m\n", "    block: {for: 10m}\n"),
+        ("block: {field: source.ip, for: 10m", "block: {for: 10m"),
+        ("block: {field: source.ip, for: 10m", "block: {field: source.ip, for: ever"),
+        ("spoofable: allow", "spoofable: yes"),
         ("name: t\n", "nmae: t\n"),
         ("alerts: 0", "alerts: -1"),
         ("alerts: 0", "alerts: none"),
@@ -200,7 +219,9 @@ def test_what_is_broken_is_not_valid(old, new):
     assert loads(broken) is None
 
 
-@pytest.mark.parametrize("document", [None, [], "rules", {}, {"version": 1}, {"version": 1, "rules": {}}, {"rules": []}])
+@pytest.mark.parametrize(
+    "document", [None, [], "rules", {}, {"version": 1}, {"version": 1, "rules": {}}, {"rules": []}]
+)
 def test_what_is_no_rule_file_is_not_valid(document):
     assert errors(document)
 
@@ -231,8 +252,26 @@ VALUES = st.one_of(
     st.dictionaries(st.sampled_from(["gte", "lt", "eq", "field", "percentile"]), st.sampled_from([0, 1, 2.5, "x"]), max_size=2),
 )  # fmt: skip
 KEYS = st.sampled_from(
-    [*FILE_KEYS, *RULE_KEYS, *CORRELATION_KEYS, *CONDITION_KEYS, *SEQUENCE_KEYS, *ABSENT_KEYS, *TEST_KEYS, *EVENT_KEYS]
-    + ["", "|all", "source.ip", "destination.port|neq", "probe.state|contains|all", "@timestamp|week", "selection", "count"]
+    [
+        *FILE_KEYS,
+        *RULE_KEYS,
+        *CORRELATION_KEYS,
+        *CONDITION_KEYS,
+        *SEQUENCE_KEYS,
+        *ABSENT_KEYS,
+        *TEST_KEYS,
+        *EVENT_KEYS,
+    ]
+    + [
+        "",
+        "|all",
+        "source.ip",
+        "destination.port|neq",
+        "probe.state|contains|all",
+        "@timestamp|week",
+        "selection",
+        "count",
+    ]
 )
 
 
@@ -256,7 +295,11 @@ def mutants(draw):
     return document
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=6000,
+    deadline=None,
+    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture],
+)
 @given(mutants())
 def test_whatever_loads_is_valid(document):
     assume(isinstance(document, dict) and "rules" in document)
