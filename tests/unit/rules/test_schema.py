@@ -296,7 +296,7 @@ def mutants(draw):
 
 
 @settings(
-    max_examples=6000,
+    max_examples=300,
     deadline=None,
     suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture],
 )
