@@ -24,7 +24,7 @@ import msgspec
 from kwsiem import __version__, clock, logs, rights
 from kwsiem.config import Settings
 from kwsiem.control import ControlServer
-from kwsiem.errors import EXIT_GOOD, ConfigError, LinkError, UnavailableError
+from kwsiem.errors import EXIT_GOOD, ConfigError, UnavailableError
 from kwsiem.link import Link, link_pair
 from kwsiem.messages import (
     ClockOffset,
@@ -226,19 +226,13 @@ class Appliance:
     def _receive(self, worker: Worker[Any], link: Link[Any], take: Callable[[Any], None]) -> None:
         """Messages of one process; a bad one is counted and that is all it can do."""
         worker.heard_s = clock.monotonic_s()
+        bad = link.bad
         for _ in range(256):
-            try:
-                received = link.receive()
-            except LinkError as error:
-                self._bad_messages += 1
-                log.error("bad message", extra={"error": str(error)})
-                continue
-            if received is None:
+            message = link.take_message()
+            if message is None:
                 break
-            message, fds = received
-            for fd in fds:  # nobody sends us descriptors
-                os.close(fd)
             take(message)
+        self._bad_messages += link.bad - bad
         if link.closed:
             self.forget(link.fileno())
 

@@ -118,7 +118,6 @@ class CourierProcess:
         self.stopping = False
         self.received = 0
         self.rejected = 0
-        self.bad_messages = 0
         self._stdout_fd = stdout_fd
         self.disk_error = ""
         self._pending: list[AlertRaised] = []
@@ -182,26 +181,9 @@ class CourierProcess:
         self._drain()
 
     def _from_sensor(self) -> None:
-        while (received := self._receive(self.sensor)) is not None:
+        while (received := self.sensor.take_message()) is not None:
             if isinstance(received, Stop):
                 self.stopping = True
-
-    def _receive(self, link: Link[Any]) -> Any:
-        """The next good message of a link; a bad one is counted and passed over."""
-        for _ in range(1000):
-            try:
-                received = link.receive()
-            except LinkError as error:
-                self.bad_messages += 1
-                log.error("bad message", extra={"error": str(error)})
-                continue
-            if received is None:
-                return None
-            message, fds = received
-            for fd in fds:  # nobody sends us descriptors
-                os.close(fd)
-            return message
-        return None
 
     def _take(self) -> bool:
         """Take a group of alerts, bring it to disk, acknowledge it; False when there was none.
@@ -210,7 +192,7 @@ class CourierProcess:
         """
         if not self._acknowledge():
             return False
-        while len(self._pending) < GROUP_ALERTS and (message := self._receive(self.alerts)) is not None:
+        while len(self._pending) < GROUP_ALERTS and (message := self.alerts.take_message()) is not None:
             self._pending.append(message)
             self.received += 1
         if not self._pending:
@@ -291,7 +273,7 @@ class CourierProcess:
             "outputs": outputs,
             "balanced": balanced(ledgers),
             "disk_error": self.disk_error,
-            "bad_messages": self.bad_messages,
+            "bad_messages": self.sensor.bad + self.alerts.bad,
         }
 
     def _drain(self) -> None:

@@ -148,8 +148,7 @@ class Courier:
 
     def receive(self) -> None:
         """Take acknowledgements."""
-        while (received := _next(self.link)) is not None:
-            message, _ = received
+        while (message := self.link.take_message()) is not None:
             if isinstance(message, AlertsDurable):
                 for number in message.numbers:
                     self._unsent.pop(number, None)
@@ -229,7 +228,7 @@ class EngineProcess:
         self.selector = selectors.DefaultSelector()
         self.pipes: dict[tuple[str, int], ProbePipe] = {}
         self.past: dict[str, dict[str, Any]] = {}
-        self.bad_messages = 0
+        self.refused = 0
         self.failed_batches = 0
         self.stopping = False
         self.recorder: Recorder | None = None
@@ -281,21 +280,13 @@ class EngineProcess:
         self._drain()
 
     def _from_sensor(self) -> None:
-        while (received := self._receive()) is not None:
+        while (received := self.sensor.take()) is not None:
             message, fds = received
             try:
                 self._take(message, fds)
             except (KwsiemError, msgspec.DecodeError, ValueError, OSError) as error:
-                self.bad_messages += 1
+                self.refused += 1
                 log.error("message refused", extra={"error": str(error), "type": type(message).__name__})
-
-    def _receive(self) -> tuple[ToEngine, list[int]] | None:
-        try:
-            return self.sensor.receive()
-        except LinkError as error:
-            self.bad_messages += 1
-            log.error("bad message from the sensor", extra={"error": str(error)})
-            return None
 
     def _take(self, message: ToEngine, fds: list[int]) -> None:
         if isinstance(message, ProbeAttach):
@@ -427,7 +418,7 @@ class EngineProcess:
                 "waiting": self.courier.waiting,
                 "dropped": self.courier.dropped,
             },
-            "bad_messages": self.bad_messages,
+            "bad_messages": self.refused + self.sensor.bad + self.courier.link.bad,
             "failed_batches": self.failed_batches,
             "snapshots": {
                 "written": self.snapshots.written if self.snapshots else 0,
@@ -451,14 +442,6 @@ class EngineProcess:
             self.snapshots.finish(self.engine)
         self.sensor.send(Stats(values=self._counters()))
         log.info("engine ends", extra={"alerts": self.courier.raised, "unacknowledged": self.courier.waiting})
-
-
-def _next(link: Link[CourierToEngine]) -> tuple[CourierToEngine, list[int]] | None:
-    try:
-        return link.receive()
-    except LinkError as error:
-        log.error("bad message from the courier", extra={"error": str(error)})
-        return None
 
 
 def _line_counts(decoder: LineDecoder) -> dict[str, Any]:

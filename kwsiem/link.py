@@ -7,6 +7,7 @@ and the caller keeps the message.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from array import array
@@ -36,6 +37,12 @@ def link_pair() -> tuple[socket.socket, socket.socket]:
     return left, right
 
 
+#: Bad messages that are passed over in one go: a peer gone mad must not hold us up.
+MAX_BAD: Final = 1000
+
+log = logging.getLogger("kwsiem.link")
+
+
 class Link(Generic[Incoming]):
     """One end of a link; ``incoming`` is the union of messages that the peer may send."""
 
@@ -45,6 +52,7 @@ class Link(Generic[Incoming]):
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[Incoming] = msgspec.msgpack.Decoder(incoming)
         self.closed = False
+        self.bad = 0
 
     @classmethod
     def from_fd(cls, fd: int, incoming: Any) -> Link[Incoming]:
@@ -97,6 +105,25 @@ class Link(Generic[Incoming]):
         except LinkError:
             _close_all(fds)
             raise
+
+    def take(self) -> tuple[Incoming, list[int]] | None:
+        """The next good message with its descriptors; bad ones are counted in :attr:`bad` and passed over."""
+        for _ in range(MAX_BAD):
+            try:
+                return self.receive()
+            except LinkError as error:
+                self.bad += 1
+                log.error("bad message", extra={"error": str(error)})
+        return None
+
+    def take_message(self) -> Incoming | None:
+        """The next good message where nobody sends descriptors: those that come are closed."""
+        received = self.take()
+        if received is None:
+            return None
+        message, fds = received
+        _close_all(fds)
+        return message
 
     def _next_packet(self) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
         """One packet, empty at end of file; raises BlockingIOError when there is none now."""
