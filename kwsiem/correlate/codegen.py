@@ -50,6 +50,8 @@ Take = Callable[[Event], None]
 #: From this many rules that test one field for equality, a dictionary picks those that can match.
 MIN_GROUP: Final = 4
 MAX_REMEMBERED: Final = 10_000
+#: Up to so many lines a function is made a second time, with the loop over events in it.
+MAX_UNROLLED: Final = 100
 _OPERATORS: Final = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 #: The parts of a time as :func:`_parts_of` gives them.
 TIME_PARTS: Final = ("minute", "hour", "day", "week", "month", "year")
@@ -57,6 +59,10 @@ _MINUTE_NS: Final = 60 * 10**9
 #: UTC, like all times here.
 _EPOCH: Final = datetime(1970, 1, 1)
 _LAST_MINUTE: Final = (datetime.max - _EPOCH) // timedelta(minutes=1)
+
+
+#: A rule and the predicate that is left of it.
+Member = tuple[State, Expr]
 
 
 class Code(NamedTuple):
@@ -86,15 +92,23 @@ def make_handler(cls: type[Event], states: Sequence[State], offset: Callable[[],
 
 
 class _Groups(dict[Any, "Take | None"]):
-    """The rules of each value of a field: text without regard to case, the values seen last remembered."""
+    """The rules of each value of a field: text without regard to case, the values seen last remembered.
 
-    def __init__(self, table: dict[Any, Take], *, folded: bool) -> None:
+    A function is made when its value first comes: a thousand rules are taken over without a pause.
+    """
+
+    def __init__(self, table: dict[Any, list[Member]], make: Callable[[list[Member]], Take], *, folded: bool):
         super().__init__()
         self._table = table
+        self._make = make
+        self._made: dict[Any, Take] = {}
         self._folded = folded
 
     def __missing__(self, value: Any) -> Take | None:
-        found = self._table.get(value.lower() if self._folded else value)
+        key = value.lower() if self._folded else value
+        found = self._made.get(key)
+        if found is None and key in self._table:
+            found = self._made[key] = self._make(self._table[key])
         if len(self) >= MAX_REMEMBERED:
             self.clear()
         self[value] = found
@@ -119,25 +133,27 @@ class _FunctionMaker:
         field, groups, rest = _group(states, self._kind)
         lines = [line for state in rest for line in self._rule(state, state.rule.predicate)]
         if field is not None:
-            table = {
-                value: _FunctionMaker(self._kind, self._offset).function_of(members).one
-                for value, members in groups.items()
-            }
             folded = self._field(field).type in TEXT_TYPES
-            found = self._constant("group", _Groups(table, folded=folded))
+            found = self._constant("group", _Groups(groups, self._group_function, folded=folded))
             lines += [f"chosen = {found}[{self._load(field)}]", "if chosen is not None: chosen(e)"]
         return self._compile(lines)
 
-    def function_of(self, members: list[tuple[State, Expr]]) -> Handler:
+    def _group_function(self, members: list[Member]) -> Take:
         """A function of rules whose predicates have been shortened."""
-        return self._compile([line for state, expr in members for line in self._rule(state, expr)])
+        maker = _FunctionMaker(self._kind, self._offset)
+        return maker._compile([line for state, expr in members for line in maker._rule(state, expr)]).one
 
     def _compile(self, lines: list[str]) -> Handler:
         body = [*self._loads.values(), *lines] or ["pass"]
-        one = "def one(e):\n" + "".join(f"    {line}\n" for line in body)
-        each = "def all(events):\n    for e in events:\n" + "".join(f"        {line}\n" for line in body)
+        source = "def one(e):\n" + "".join(f"    {line}\n" for line in body)
+        if len(body) <= MAX_UNROLLED:
+            source += "def all(events):\n    for e in events:\n" + "".join(
+                f"        {line}\n" for line in body
+            )
+        else:  # the call costs little beside so many rules, making it twice would cost more
+            source += "def all(events):\n    for e in events: one(e)\n"
         namespace: dict[str, Any] = dict(self._names)
-        exec(compile(one + each, f"<rules for {self._kind.name}>", "exec"), namespace)  # noqa: S102 - see module
+        exec(compile(source, f"<rules for {self._kind.name}>", "exec"), namespace)  # noqa: S102 - see module
         return Handler(namespace["one"], namespace["all"])
 
     # -- rules
@@ -332,9 +348,7 @@ class _FunctionMaker:
         return name
 
 
-def _group(
-    states: list[State], kind: EventKind
-) -> tuple[str | None, dict[Any, list[tuple[State, Expr]]], list[State]]:
+def _group(states: list[State], kind: EventKind) -> tuple[str | None, dict[Any, list[Member]], list[State]]:
     """The field that most rules test for equality, those rules by value (without that test), the others."""
     counts = Counter(
         name
@@ -345,7 +359,7 @@ def _group(
     field = max(counts, key=counts.__getitem__, default="")
     if counts[field] < MIN_GROUP:
         return None, {}, states
-    groups: dict[Any, list[tuple[State, Expr]]] = {}
+    groups: dict[Any, list[Member]] = {}
     rest = []
     for state in states:
         test = None if not _plain(state) else _equalities(state.rule.predicate).get(field)
@@ -408,6 +422,7 @@ def _parts_of(minute: int) -> tuple[int, ...]:
     return when.minute, when.hour, when.day, when.isocalendar()[1], when.month, when.year
 
 
+@lru_cache(maxsize=4096)
 def networks(texts: tuple[str, ...]) -> Callable[[str], bool | None]:
     """A function that tells whether an address lies in one of the networks.
 
