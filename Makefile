@@ -4,7 +4,7 @@ SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test run demo test unit live lint format bench lock clean
+.PHONY: help setup setup-test run demo test unit live lint format bench fuzz lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ bench: setup-test  ## the benchmarks; figures, never pass or fail
 	$(BIN)/python bench/sec.py
 	$(SUDO) $(BIN)/python bench/outbox.py
 	$(SUDO) $(BIN)/python bench/live.py
+
+fuzz:  ## 100,000 random streams through the engine and a second evaluator
+	$(BIN)/python tests/fuzz.py --streams 100000
 
 lock:  ## pin the dependencies anew (needs uv)
 	uv pip compile --universal --python-version 3.10 --generate-hashes --no-annotate --quiet \

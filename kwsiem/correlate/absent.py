@@ -43,6 +43,7 @@ class Absent(Window):
 
     def hit(self, key: Key, event: Event, steps: int) -> None:
         """An event that is the first, the second, or both."""
+        self.due(event.ts_ns)  # an incident below may come at the very deadline
         if steps & _SECOND:
             waiting = self._waiting.get(key)
             while waiting and waiting[0].ts_ns < event.ts_ns:

@@ -131,14 +131,19 @@ class Engine:
                 self._note(event.__class__, error)
 
     def _note(self, cls: type[Event], error: Exception) -> None:
-        name = cls.KIND.name
+        self._failed(cls.KIND.name, error)
+
+    def _failed(self, name: str, error: Exception) -> None:
         self._errors[name] += 1
         self._last_error = f"{name}: {type(error).__name__}: {error}"[:300]
 
     def advance(self, now_ns: int) -> None:
         """Everything up to this time of events has come: decide what waits, let go of what is over."""
         for state in self._states:
-            state.advance(now_ns)
+            try:
+                state.advance(now_ns)
+            except Exception as error:  # noqa: BLE001 - as above: one rule must not stop the others
+                self._failed(f"rule {state.rule.id}", error)
 
     def finish(self, now_ns: int | None = None) -> None:
         """No more events will come: decide all that waits; with ``now_ns`` time goes on until then."""

@@ -74,7 +74,7 @@ class Distinct:
     """The values of a key seen last, as many as the condition can tell apart."""
 
     def __init__(self, correlation: Correlation) -> None:
-        self._limit = int(correlation.value) + 1
+        self._limit = max(int(correlation.value) + 1, len(correlation.steps))
         self._seen: OrderedDict[Any, int] = OrderedDict()
 
     def add(self, ts_ns: int, value: Any) -> None:

@@ -370,16 +370,21 @@ class Temporal(ValueCount):
         self._names = [step.name for step in rule.correlation.steps]
 
     def hit(self, key: Key, event: Event, steps: int) -> None:
-        """One event that meets the steps whose bits are set."""
+        """One event that meets the steps whose bits are set; all of them count before it is decided."""
+        self._met: tuple[int, list[Any]] | None = None
         for number, name in enumerate(self._names):
             if steps >> number & 1:
                 super().hit(key, event, name)
                 if self._young.get(key).__class__ is Incident:
                     return  # one event counts once in it
+        if self._met is not None:
+            first_ns, values = self._met
+            span = format_duration(self._timespan_ns)
+            self._begin(key, event, first_ns, len(values), f"{' and '.join(values)} in {span}", values)
 
-    def _fire(self, key: Key, event: Event, first_ns: int, values: list[Any]) -> None:
-        span = format_duration(self._timespan_ns)
-        self._begin(key, event, first_ns, len(values), f"{' and '.join(values)} in {span}", values)
+    def _fire(self, key: Key, event: Event, first_ns: int, values: list[Any]) -> None:  # noqa: ARG002
+        before_ns, before = self._met or (first_ns, [])
+        self._met = (min(before_ns, first_ns), list(dict.fromkeys([*before, *values])))
 
 
 class Values:
@@ -453,7 +458,7 @@ class Values:
     def _remember(self, value: Any, ts_ns: int, next_ns: int | None, timespan_ns: int) -> None:
         """A time that is the newest of its value no more, unless its neighbours say all that it says."""
         times = self.past.get(value)
-        if times is None:
+        if not times:
             self.past[value] = [ts_ns]
         elif next_ns is None or next_ns - times[-1] > timespan_ns:
             times.append(ts_ns)

@@ -17,7 +17,9 @@ RULE = """
     detection: {every: {process.pid|gt: 0}, condition: every}
 """
 CALLS = 30_000
-FLOOD = f"import os, time\nfor n in range({CALLS}):\n    os.kill(os.getpid(), 0)\n    n % 50 or time.sleep(0.001)"
+FLOOD = (
+    f"import os, time\nfor n in range({CALLS}):\n    os.kill(os.getpid(), 0)\n    n % 50 or time.sleep(0.001)"
+)
 
 
 def test_a_rule_that_matches_everything_is_held_back_and_says_so(tmp_path):
@@ -33,7 +35,9 @@ def test_a_rule_that_matches_everything_is_held_back_and_says_so(tmp_path):
             def counters() -> dict:
                 return appliance.status()["engine"]["engine"]
 
-            wait_until(lambda: counters()["events"].get("test.kill", 0) >= CALLS, 15, "every call is an event")
+            wait_until(
+                lambda: counters()["events"].get("test.kill", 0) >= CALLS, 15, "every call is an event"
+            )
             held, said = counters()["held_back"], counters()["alerts"]
             assert 10_000 <= said < 16_000
             # Each match was an alert or is counted as held back; a few alerts are of other rules.

@@ -1,0 +1,246 @@
+"""A second evaluator of correlations, by brute force, written from docs/rules.md; it shares no code with the engine.
+
+Everything is known beforehand: events are sorted by time (those of one instant as they arrived), and each window
+is looked at whole, again for each event.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from kwsiem.rules.model import (
+    And,
+    Compare,
+    Constant,
+    Correlation,
+    Exists,
+    Expr,
+    Not,
+    Number,
+    Or,
+    Rule,
+    Step,
+    Text,
+)
+
+OPERATORS = {
+    "gte": operator.ge, "gt": operator.gt, "lte": operator.le, "lt": operator.lt,
+    "eq": operator.eq, "neq": operator.ne,
+}  # fmt: skip
+
+
+class Happening(NamedTuple):
+    """One event: its kind, its fields and its time."""
+
+    kind: str
+    fields: dict[str, Any]
+    ts_ns: int
+
+
+class Hit(NamedTuple):
+    """Something that concerns a group: when, the value it has, the steps it meets."""
+
+    order: tuple[int, int, int]
+    group: tuple[Any, ...]
+    value: Any
+    steps: frozenset[int]
+
+    @property
+    def ts_ns(self) -> int:
+        return self.order[0]
+
+
+@dataclass
+class Incident:
+    """What was found: group, when it opened, when its first event was, how many events at the end."""
+
+    group: tuple[Any, ...]
+    order: tuple[int, int, int]
+    first_ns: int
+    total: int
+
+    @property
+    def opened_ns(self) -> int:
+        return self.order[0]
+
+
+def incidents(rule: Rule, events: list[Happening], until_ns: int) -> list[Incident]:
+    """All incidents of a rule in the order in which they open; time goes on until ``until_ns``."""
+    hits = _hits(rule, sorted(events, key=lambda event: event.ts_ns), until_ns)
+    found: list[Incident] = []
+    for group in dict.fromkeys(hit.group for hit in hits):
+        mine = [hit for hit in hits if hit.group == group]
+        if rule.correlation.type == "absent":
+            mine = _unanswered(rule.correlation, mine, until_ns)
+        found += _of_group(rule, mine)
+    return sorted(found, key=lambda incident: incident.order)
+
+
+def _of_group(rule: Rule, hits: list[Hit]) -> list[Incident]:
+    """The incidents of one group, its hits in the order of time."""
+    found: list[Incident] = []
+    window: list[Hit] = []
+    current: Incident | None = None
+    last_ns = 0
+    for hit in hits:
+        if current is not None and hit.ts_ns - last_ns <= rule.suppress_ns:
+            current.total += 1
+            last_ns = hit.ts_ns
+            continue
+        if current is not None:
+            current, window = None, []
+        window.append(hit)
+        live = [each for each in window if each.ts_ns > hit.ts_ns - rule.correlation.timespan_ns]
+        count = _met(rule.correlation, live or [hit])
+        if count is None:
+            continue
+        found.append(Incident(hit.group, hit.order, (live or [hit])[0].ts_ns, count))
+        if rule.suppress_ns:
+            current, last_ns = found[-1], hit.ts_ns
+        else:
+            window = []
+    return found
+
+
+def _met(correlation: Correlation, live: list[Hit]) -> int | None:
+    """How many events the window counts when its condition is met, else None."""
+    kind = correlation.type
+    if kind in ("any", "absent"):
+        return 1
+    if kind == "sequence":
+        return _chain(correlation.steps, live)
+    compares = OPERATORS[correlation.op]
+    values = [hit.value for hit in live]
+    if kind == "event_count":
+        return len(live) if compares(len(live), correlation.value) else None
+    if kind == "value_count":
+        return len(set(values)) if compares(len(set(values)), correlation.value) else None
+    if kind == "temporal":
+        met = frozenset().union(*(hit.steps for hit in live))
+        return len(met) if compares(len(met), correlation.value) else None
+    return len(live) if compares(_measure(correlation, sorted(values)), correlation.value) else None
+
+
+def _measure(correlation: Correlation, values: list[int]) -> float:
+    count = len(values)
+    if correlation.type == "value_sum":
+        return sum(values)
+    if correlation.type == "value_avg":
+        return sum(values) / count
+    if correlation.type == "value_median":
+        return values[count // 2] if count % 2 else (values[count // 2 - 1] + values[count // 2]) / 2
+    # Nearest rank: the smallest value such that at least the percentage of all is not above it.
+    return next(v for n, v in enumerate(values, 1) if 100 * n >= correlation.percentile * count)
+
+
+def _chain(steps: tuple[Step, ...], live: list[Hit]) -> int | None:
+    """Whether the steps come one after the other; the earliest events that do are as good as any."""
+    after_ns = -1
+    for number, step in enumerate(steps):
+        fitting = [hit.ts_ns for hit in live if number in hit.steps and hit.ts_ns > after_ns]
+        if len(fitting) < step.count:
+            return None
+        after_ns = fitting[step.count - 1]
+    return sum(step.count for step in steps)
+
+
+def _unanswered(correlation: Correlation, hits: list[Hit], until_ns: int) -> list[Hit]:
+    """A hit at the deadline of each first event that no second one followed in time."""
+    span_ns = correlation.timespan_ns
+    found = []
+    for first in hits:
+        if 0 not in first.steps:
+            continue
+        due_ns = first.ts_ns + span_ns
+        answered = any(1 in hit.steps and first.ts_ns < hit.ts_ns < due_ns for hit in hits)
+        if not answered and due_ns <= until_ns:
+            # Before any event of that instant.
+            found.append(Hit((due_ns, -1, first.order[1]), first.group, None, first.steps))
+    return found
+
+
+# -- from events to hits
+
+
+def _hits(rule: Rule, events: list[Happening], until_ns: int) -> list[Hit]:
+    """Everything that concerns the rule, in the order of time."""
+    correlation = rule.correlation
+    if not correlation.steps:
+        own = (correlation.group_by, correlation.field)
+        found = [
+            hit
+            for number, event in enumerate(events)
+            if event.kind in rule.events and holds(rule.predicate, event.fields)
+            for hit in _hit(event, number, own, frozenset())
+        ]
+        return sorted(found, key=lambda hit: hit.order)
+    found = []
+    for number, step in enumerate(correlation.steps):
+        if step.inner is not None:
+            found += _inner_hits(correlation, number, step.inner, step, events, until_ns)
+    for number, event in enumerate(events):
+        met: dict[tuple[tuple[str, ...], str], set[int]] = {}
+        for place, step in enumerate(correlation.steps):
+            if step.inner is None and _meets(rule, step, event):
+                own = (step.group_by or correlation.group_by, step.field or correlation.field)
+                met.setdefault(own, set()).add(place)
+        for own, places in met.items():
+            found += _hit(event, number, own, frozenset(places))
+    return sorted(found, key=lambda hit: hit.order)
+
+
+def _meets(rule: Rule, step: Step, event: Happening) -> bool:
+    if step.events:
+        return event.kind in step.events and holds(step.predicate, event.fields)
+    return (
+        event.kind in rule.events
+        and holds(rule.predicate, event.fields)
+        and holds(step.predicate, event.fields)
+    )
+
+
+def _hit(event: Happening, number: int, own: tuple[tuple[str, ...], str], steps: frozenset[int]) -> list[Hit]:
+    """The hit of an event; none when its group or its value is not known."""
+    group = tuple(event.fields.get(name) for name in own[0])
+    value = event.fields.get(own[1]) if own[1] else 0
+    if any(part in (None, "") for part in (*group, value)):
+        return []
+    return [Hit((event.ts_ns, number, 1), group, value, steps)]
+
+
+def _inner_hits(
+    correlation: Correlation, number: int, inner: Rule, step: Step, events: list[Happening], until_ns: int
+) -> list[Hit]:
+    """Each incident that opens below is one event, before what else that very event is."""
+    known = inner.correlation.group_by
+    field = step.field or correlation.field
+    found = []
+    for incident in incidents(inner, events, until_ns):
+        group = tuple(incident.group[known.index(name)] for name in step.group_by or correlation.group_by)
+        value = incident.group[known.index(field)] if field else 0
+        ts_ns, place, _ = incident.order
+        found.append(Hit((ts_ns, place, 0), group, value, frozenset((number,))))
+    return found
+
+
+def holds(expr: Expr, fields: dict[str, Any]) -> bool:
+    """Whether a predicate holds for fields that are all known."""
+    if isinstance(expr, And):
+        return all(holds(item, fields) for item in expr.items)
+    if isinstance(expr, Or):
+        return any(holds(item, fields) for item in expr.items)
+    if isinstance(expr, Not):
+        return not holds(expr.item, fields)
+    if isinstance(expr, Constant):
+        return expr.value
+    value = fields.get(expr.field)  # type: ignore[union-attr]
+    if isinstance(expr, Exists):
+        return (value not in (None, "")) == expr.present
+    if isinstance(expr, Compare):
+        return OPERATORS[expr.op](value, expr.value)
+    if isinstance(expr, Number):
+        return value in expr.values
+    assert isinstance(expr, Text) and expr.match == "equals"
+    return str(value).lower() in expr.values
