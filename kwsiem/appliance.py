@@ -318,7 +318,7 @@ class Appliance:
             self._tell_reload("failure", message.error)
             return
         first = not self.rules.loaded_ns
-        self.rules.taken(message.sha256, message.rules)
+        self.rules.taken(message.sha256, message.rules, message.skipped, message.skipped_count)
         log.info("rules taken", extra={"rules": message.rules, "took_ms": round(message.took_ms, 1)})
         if not first:
             self._tell_reload("success", "")

@@ -105,12 +105,17 @@ class ProbeDrained(_Message, tag="probe_drained"):
 
 
 class RulesTaken(_Message, tag="rules_taken"):
-    """The engine runs the offered rule set; or refused it, and ``error`` says why."""
+    """The engine runs the offered rule set; or refused it, and ``error`` says why.
+
+    ``skipped`` are the first of the Sigma rules that cannot be evaluated here: place, rule and reason.
+    """
 
     sha256: str
     rules: int
     took_ms: float
     error: str = ""
+    skipped: list[str] = []
+    skipped_count: int = 0
 
 
 class Stats(_Message, tag="stats"):

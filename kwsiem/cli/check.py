@@ -62,7 +62,15 @@ def execute(options: argparse.Namespace) -> int:
             code = EXIT_UNAVAILABLE
     try:
         ruleset = rules_of(settings, catalog)
-        report["rules"] = {"file": settings.rules, "rules": len(ruleset.rules), "problems": []}
+        skipped = [f"{each.place}: {each.rule}: {each.reason}" for each in ruleset.skipped]
+        files, count = list(ruleset.files), len(ruleset.rules)
+        report["rules"] = {
+            "file": settings.rules,
+            "files": files,
+            "rules": count,
+            "problems": [],
+            "skipped": skipped,
+        }
     except ConfigError as error:
         report["rules"] = {"file": settings.rules, "rules": 0, "problems": str(error).split("\n")}
         code = EXIT_CONFIG
@@ -89,5 +97,7 @@ def _render(report: dict[str, object]) -> str:
         lines += [plain(problem) for problem in rules["problems"]]
         lines.append(paint(f"rules     {len(rules['problems'])} problems in {rules['file']}", "red"))
     else:
-        lines.append(f"rules     {rules['rules']} good, their tests pass ({rules['file']})")
+        lines += [f"skipped   {plain(skipped)}" for skipped in rules["skipped"]]
+        more = f" and {len(rules['files']) - 1} files of rules.d" if len(rules["files"]) > 1 else ""
+        lines.append(f"rules     {rules['rules']} good, their tests pass ({rules['file']}{more})")
     return "\n".join(lines)

@@ -13,11 +13,10 @@ import msgspec
 
 from kwsiem.config import OutputSettings, Settings, load_settings, resolve
 from kwsiem.errors import ConfigError, RuleFileError
+from kwsiem.rules.files import read_rule_files
 from kwsiem.rules.load import load_rules
 from kwsiem.rules.model import RuleSet
-from kwsiem.rules.source import Source
 from kwsiem.rules.testing import Judge, run_tests
-from kwsiem.rules.watch import read_rule_file
 from kwsiem.sensor.catalog import Catalog, read_catalog
 
 FORMAT_NAMES: Final = ("ecs", "json", "cef", "text")
@@ -97,14 +96,16 @@ def catalog_of(settings: Settings) -> Catalog:
     return read_catalog([Path(folder) for folder in settings.probes])
 
 
-def rules_of(settings: Settings, catalog: Catalog, judge: Judge = run_tests) -> RuleSet:
-    """The compiled rules of the settings' rule file; raises ConfigError with every problem.
+def rules_of(
+    settings: Settings, catalog: Catalog, judge: Judge = run_tests, folder: Path | None = None
+) -> RuleSet:
+    """The compiled rules of the settings' rule files; raises ConfigError with every problem.
 
-    ``judge`` runs their tests; see :func:`~kwsiem.rules.load.load_rules`.
+    ``folder`` stands in for the ``rules.d`` beside the file. ``judge`` runs their tests; see
+    :func:`~kwsiem.rules.load.load_rules`.
     """
-    path = Path(settings.rules)
     try:
-        return load_rules([Source(str(path), read_rule_file(path))], catalog.kinds(), judge)
+        return load_rules(read_rule_files(Path(settings.rules), folder), catalog.kinds(), judge)
     except RuleFileError as error:
         raise ConfigError(str(error)) from None
 

@@ -37,6 +37,7 @@ from kwsiem.formats import FORMATS
 from kwsiem.messages import ProbeKinds
 from kwsiem.replay import Comparison, Replay
 from kwsiem.rules.duration import format_duration
+from kwsiem.rules.files import folder_of
 from kwsiem.rules.model import RuleSet
 from kwsiem.sensor.catalog import Catalog
 
@@ -115,12 +116,13 @@ def _compare(options: argparse.Namespace, settings: Settings, catalog: Catalog) 
 
 
 def _both(settings: Settings, other: str, catalog: Catalog) -> tuple[RuleSet, RuleSet]:
-    """Both rule sets; the problems of both files are told at once."""
+    """Both rule sets, each with the rules.d of the configured one; all problems are told at once."""
     rulesets: list[RuleSet] = []
     problems: list[str] = []
     for path in dict.fromkeys((settings.rules, str(Path(other).absolute()))):
         try:
-            rulesets.append(rules_of(msgspec.structs.replace(settings, rules=path), catalog))
+            changed = msgspec.structs.replace(settings, rules=path)
+            rulesets.append(rules_of(changed, catalog, folder=folder_of(Path(settings.rules))))
         except ConfigError as error:
             problems.append(str(error))
     if problems:

@@ -31,13 +31,13 @@ from kwsiem.cli.common import (
 from kwsiem.errors import EXIT_CHECK_FAILED, EXIT_GOOD, EXIT_USAGE
 from kwsiem.rules.duration import format_duration
 from kwsiem.rules.explain import fires, looks_at, sentence, step_lines
+from kwsiem.rules.files import read_rule_file
 from kwsiem.rules.load import load_rules
 from kwsiem.rules.model import Rule, RuleSet
 from kwsiem.rules.report import nearest
 from kwsiem.rules.schema import rules_schema
 from kwsiem.rules.source import Source
 from kwsiem.rules.testing import Checked, Collector
-from kwsiem.rules.watch import read_rule_file
 
 _RULE_HELP: Final = "a rule's id, or a pattern such as 'tcp-*'"
 

@@ -77,8 +77,9 @@ def render(status: dict[str, Any]) -> str:
         _section("PROCESS", "STATE", "SINCE", "RESTARTS", "PID", "", rows=_processes(status)),
         "",
         f"rules    {rules['rules']} from {rules['file']}, loaded {rules['loaded']}, "
-        + (paint("STALE", "red") if rules["stale"] else "current"),
+        + (paint(f"STALE since {rules['stale_since']}", "red") if rules["stale"] else "current"),
         *(f"         {plain(problem)}" for problem in rules["problems"]),
+        *_more_rules(rules),
         f"alerts   {_counts(status['engine'].get('alerts', {}))}",
         "",
         _section(
@@ -96,6 +97,20 @@ def render(status: dict[str, Any]) -> str:
     wrong = faults(status)
     parts += ["", *(paint("! ", "red") + plain(text) for text in wrong)] if wrong else []
     return "\n".join(parts)
+
+
+def _more_rules(rules: dict[str, Any]) -> list[str]:
+    """Hashes when they differ, files of rules.d, Sigma rules that cannot be evaluated here."""
+    lines = []
+    if rules["stale"]:
+        lines.append(f"         running {rules['loaded_sha256'][:16]}, on disk {rules['disk_sha256'][:16]}")
+    if len(rules["files"]) > 1:
+        lines.append(f"         and {len(rules['files']) - 1} files of rules.d")
+    if rules["skipped"]:
+        lines.append(
+            f"         {rules['skipped']} Sigma rules cannot be evaluated here: kwsiem rules show says why"
+        )
+    return lines
 
 
 def _section(*heads: str, rows: list[list[str]]) -> str:

@@ -1,4 +1,4 @@
-"""The rule file on disk and what became of it: loaded, or stale with the reason.
+"""The rule files on disk and what became of them: loaded, or stale with the reason.
 
 Reading happens here (bounded, regular files only), everything else in a short-lived child without rights
 (:mod:`kwsiem.rules.loader`): neither a slow nor a hostile file disturbs anyone. What the child leaves in its
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-import stat
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -20,12 +19,11 @@ from typing import Any, Final
 import msgspec
 
 from kwsiem import clock
-from kwsiem.errors import ConfigError
 from kwsiem.event import EventKind
+from kwsiem.rules.files import files_of, folder_of, read_rule_files, signature_of
 from kwsiem.rules.source import Source
-from kwsiem.watch import SETTLE_S, Signature, signature
+from kwsiem.watch import SETTLE_S, Signature
 
-MAX_FILE_BYTES: Final = 16 * 2**20
 LOAD_TIMEOUT_S: Final = 60.0
 #: A file that does not load is read once more after this before anyone is told: perhaps it was half written.
 SECOND_LOOK_S: Final = 0.5
@@ -50,7 +48,7 @@ class Loaded(msgspec.Struct):
 
 
 class RuleFiles:
-    """Follows the rule file; ``now_s`` everywhere is monotonic seconds."""
+    """Follows the rule file and the folder ``rules.d`` beside it; ``now_s`` is monotonic seconds."""
 
     def __init__(self, path: Path, user: str) -> None:
         self.path = path
@@ -58,6 +56,9 @@ class RuleFiles:
         self.disk_sha256 = ""
         self.problems: list[str] = []
         self.rules = 0
+        self.skipped: list[str] = []
+        self.skipped_count = 0
+        self.stale_ns = 0
         self.loaded_ns = 0
         self.pidfd = -1
         self._user = user
@@ -71,15 +72,10 @@ class RuleFiles:
 
     @property
     def folders(self) -> set[Path]:
-        """Folders in which a change may concern the file: its own, and those of every link on the way."""
-        found = {self.path.parent.absolute()}
-        hop = self.path
-        for _ in range(8):
-            if not hop.is_symlink():
-                break
-            hop = hop.parent / hop.readlink()
-            found.add(hop.parent.absolute())
-        found.add(self.path.resolve().parent)
+        """Folders in which a change may concern the files: their own, and those of every link on the way."""
+        found = {folder_of(self.path), folder_of(self.path).resolve()}
+        for file in files_of(self.path):
+            found |= _folders_to(file)
         return found
 
     @property
@@ -93,7 +89,7 @@ class RuleFiles:
             return False
         if self._retry_s is not None and now_s >= self._retry_s:
             return True
-        seen = signature(self.path)
+        seen = signature_of(self.path)
         if seen == self._tried:
             return False
         if seen != self._seen[0]:
@@ -106,13 +102,13 @@ class RuleFiles:
 
     def begin(self, kinds: Mapping[str, EventKind], now_s: float) -> int:
         """Start the loader; its pidfd is readable when it has ended. Raises ConfigError when unreadable."""
-        tried = signature(self.path)
+        tried = signature_of(self.path)
         if tried != self._tried:
             self._failed_before = False
         self._tried, self._retry_s = tried, None
-        data = read_rule_file(self.path)
-        self.disk_sha256 = hashlib.sha256(data).hexdigest()
-        request = LoadRequest(self._user, [Source(str(self.path), data)], dict(kinds))
+        sources = read_rule_files(self.path)
+        self.disk_sha256 = hashlib.sha256(b"".join(source.data for source in sources)).hexdigest()
+        request = LoadRequest(self._user, sources, dict(kinds))
         request_fd = _memory_file("kwsiem-request", msgspec.msgpack.encode(request))
         self._result_fd = _memory_file("kwsiem-rules", b"")
         try:
@@ -159,44 +155,48 @@ class RuleFiles:
 
     def refused(self, problems: list[str]) -> Loaded:
         """The file cannot be used: the running rules stay, and are stale."""
+        if not self.problems:
+            self.stale_ns = clock.wall_ns()
         self.problems = problems
         return Loaded(self.disk_sha256, problems=problems)
 
-    def taken(self, sha256: str, rules: int) -> None:
-        """The engine runs these rules."""
+    def taken(self, sha256: str, rules: int, skipped: list[str], skipped_count: int) -> None:
+        """The engine runs these rules; ``skipped`` says of the first Sigma rules that it cannot why."""
         self.loaded_sha256 = sha256
         self.rules = rules
+        self.skipped, self.skipped_count = skipped, skipped_count
         self.loaded_ns = clock.wall_ns()
         if sha256 == self.disk_sha256:
             self.problems = []
 
     def status(self) -> dict[str, Any]:
-        """File, number of rules, both hashes, whether the running rules are stale and why."""
+        """Files, number of rules, both hashes, whether the running rules are stale, since when and why."""
         return {
             "file": str(self.path),
+            "files": [str(file) for file in files_of(self.path)],
             "rules": self.rules,
             "loaded": clock.iso(self.loaded_ns) if self.loaded_ns else None,
             "loaded_sha256": self.loaded_sha256,
             "disk_sha256": self.disk_sha256,
             "stale": bool(self.problems),
+            "stale_since": clock.iso(self.stale_ns) if self.problems else None,
+            "skipped": self.skipped_count,
+            "skipped_rules": self.skipped,
             "problems": self.problems,
         }
 
 
-def read_rule_file(path: Path) -> bytes:
-    """The bytes of a rule file; raises ConfigError when it is absent, no regular file, or too large."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)  # before fdopen, which fails for a folder in its own way
-        raise ConfigError(f"{path}: is not a regular file")
-    with os.fdopen(fd, "rb") as file:
-        data = file.read(MAX_FILE_BYTES + 1)
-    if len(data) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path}: has more than {MAX_FILE_BYTES} bytes")
-    return data
+def _folders_to(path: Path) -> set[Path]:
+    """The folder of a file, and those of every link on the way to it."""
+    found = {path.parent.absolute()}
+    hop = path
+    for _ in range(8):
+        if not hop.is_symlink():
+            break
+        hop = hop.parent / hop.readlink()
+        found.add(hop.parent.absolute())
+    found.add(path.resolve().parent)
+    return found
 
 
 def _memory_file(name: str, data: bytes) -> int:

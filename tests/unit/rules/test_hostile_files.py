@@ -13,10 +13,10 @@ from kwsiem.cli import main
 from kwsiem.correlate.engine import Engine
 from kwsiem.errors import ConfigError, RuleFileError
 from kwsiem.event import EventKind, event_class, event_from_fields, parse_fields
+from kwsiem.rules.files import MAX_FILE_BYTES, read_rule_file
 from kwsiem.rules.load import load_rules
 from kwsiem.rules.report import MAX_MESSAGE
 from kwsiem.rules.source import Source
-from kwsiem.rules.watch import MAX_FILE_BYTES, read_rule_file
 from kwsiem.yamltree import MAX_PROBLEMS
 
 KIND = EventKind(
