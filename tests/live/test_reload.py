@@ -1,5 +1,6 @@
 """Editing rules.yaml on a live system changes the next decision; a bad file changes nothing."""
 
+import itertools
 import os
 import socket
 from pathlib import Path
@@ -134,3 +135,62 @@ def test_bad_rules_at_start_end_with_78_file_line_and_reason(lab, tmp_path, cont
     assert str(appliance.rules) in done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+SIGMA = """title: Connection to a port
+id: 5f1c0a52-6c4e-4c53-9f67-0a8a6a1f1111
+logsource: {product: kwsiem, category: tcp.syn}
+detection: {port: {destination.port: PORT}, condition: port}
+level: low
+---
+title: Not for this host
+name: windows
+logsource: {product: windows, category: process_creation}
+detection: {image: {Image|endswith: '\\cmd.exe'}, condition: image}
+"""
+SIGMA_ID = "5f1c0a52-6c4e-4c53-9f67-0a8a6a1f1111"
+
+
+def test_sigma_files_in_rules_d_come_change_and_go_on_the_running_appliance(lab, tmp_path):
+    appliance = RunningAppliance(lab, tmp_path, rules=RULES.replace("THRESHOLD", "5"))
+
+    fresh = itertools.count(100)
+
+    def knock_and_count(port: int) -> int:
+        before = len(appliance.alerts(SIGMA_ID))
+        knock(lab, "198.51.100.90", [port])
+        # A new source shows that the first one's packet has been through the rules.
+        source = f"198.51.100.{next(fresh)}"
+        knock(lab, source, range(20, 25))
+        wait_until(lambda: source in sources(appliance), 10, "the knock was seen")
+        return len(appliance.alerts(SIGMA_ID)) - before
+
+    def rules(count: int, skipped: int) -> None:
+        def there() -> bool:
+            status = appliance.status()["rules"]
+            return (status["rules"], status["skipped"], status["stale"]) == (count, skipped, False)
+
+        wait_until(there, 15, f"{count} rules, {skipped} skipped: {appliance.status()['rules']}")
+
+    with appliance:
+        engine = appliance.pid("engine")
+        folder = tmp_path / "rules.d"
+        folder.mkdir()
+        file = folder / "ports.yml"
+        rename_over(file, SIGMA.replace("PORT", "8001"))
+        rules(3, 1)
+        assert "windows" in appliance.status()["rules"]["skipped_rules"][0]
+        assert knock_and_count(8001) == 1
+        in_place(file, SIGMA.replace("PORT", "8002"))
+        wait_until(lambda: knock_and_count(8002) == 1, 15, "the changed file is in force")
+        assert knock_and_count(8001) == 0
+        (folder / "bad.yml").write_text("title: [\n")
+        wait_until(lambda: appliance.status()["rules"]["stale"], 15, "stale rules")
+        assert str(folder / "bad.yml") in appliance.status()["rules"]["problems"][0]
+        assert knock_and_count(8002) == 1
+        (folder / "bad.yml").unlink()
+        rules(3, 1)
+        file.unlink()
+        rules(2, 0)
+        assert knock_and_count(8002) == 0
+        assert appliance.pid("engine") == engine

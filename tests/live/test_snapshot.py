@@ -60,7 +60,7 @@ def wait_snapshot(appliance: RunningAppliance) -> None:
 
 
 def kill_engine(appliance: RunningAppliance) -> None:
-    """kill -9, and wait until the next engine serves with the rules and the state of the one before."""
+    """Kill -9, and wait until the next engine serves with the rules and the state of the one before."""
     pid = appliance.pid("engine")
     wait_snapshot(appliance)
     os.kill(pid, signal.SIGKILL)
