@@ -109,6 +109,10 @@ class Courier:
         """Alerts that are not acknowledged yet."""
         return len(self._kept)
 
+    def unacknowledged(self) -> list[Alert]:
+        """Alerts that are not known to be on disk, oldest first."""
+        return [message.alert for message in self._kept.values()]
+
     def raise_alert(self, alert: Alert) -> None:
         """Send one alert; keep it whatever happens, up to MAX_UNACKNOWLEDGED (then counted and dropped)."""
         self.number += 1
@@ -157,56 +161,73 @@ class Courier:
                     self.acknowledged += self._kept.pop(number, None) is not None
 
 
+class _Saved(msgspec.Struct):
+    state: bytes
+    alerts: list[Alert]
+
+
 class Snapshots:
-    """Writes the state of the rules each second, from a forked copy of the process: that costs it a few
-    ms.
+    """Writes each second what a next run needs, from a forked copy: that costs the engine a millisecond.
+
+    That is the state of the rules, and the alerts that are not yet on the courier's disk.
     """
 
-    def __init__(self, files: StateFiles) -> None:
+    def __init__(self, files: StateFiles, engine: Engine, courier: Courier) -> None:
         self._files = files
+        self._engine = engine
+        self._courier = courier
         self._child = 0
         self.written = 0
         self.failed = 0
 
-    def restore(self, engine: Engine) -> None:
-        """Offer the engine what an earlier run left."""
+    def restore(self) -> None:
+        """Go on where an earlier run ended: rules get their state, alerts are raised again."""
         content = self._files.read()
         if content is None:
             return
         try:
-            engine.offer(content)
+            saved = msgspec.msgpack.decode(content, type=_Saved)
+            self._engine.offer(saved.state)
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
             self.failed += 1
             log.error("state of the earlier run cannot be read", extra={"error": str(error)})
+            return
+        for alert in saved.alerts:
+            self._courier.raise_alert(alert)
 
-    def begin(self, engine: Engine) -> None:
-        """Write the state of now, unless the write before is still under way."""
+    def begin(self) -> None:
+        """Write what is now, unless the write before is still under way."""
         if self._child and not self._ended():
             return
         fd = self._files.take_turn()
-        self._child = os.fork()
+        try:
+            self._child = os.fork()
+        except OSError as error:  # no memory, no process: the state before still stands
+            self.failed += 1
+            log.error("state cannot be written", extra={"error": str(error)})
+            return
         if self._child:
             return
         status = 1
         try:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.alarm(SNAPSHOT_S)
-            status = 0 if self.write(engine, fd) else 1
+            status = 0 if self._write(fd) else 1
         finally:
             os._exit(status)
 
-    def write(self, engine: Engine, fd: int) -> bool:
-        """Write the state of now, here."""
-        return self._files.write(fd, engine.save(), clock.boot_ns())
+    def _write(self, fd: int) -> bool:
+        content = msgspec.msgpack.encode(_Saved(self._engine.save(), self._courier.unacknowledged()))
+        return self._files.write(fd, content, clock.boot_ns())
 
-    def finish(self, engine: Engine) -> None:
-        """The last state of this run."""
+    def finish(self) -> None:
+        """Write the last state of this run."""
         if self._child:
             os.kill(self._child, signal.SIGKILL)
             os.waitpid(self._child, 0)
         try:
-            self.write(engine, self._files.take_turn())
-        except OSError as error:
+            self._write(self._files.take_turn())
+        except (OSError, UnicodeEncodeError) as error:
             log.error("state cannot be written", extra={"error": str(error)})
 
     def _ended(self) -> bool:
@@ -251,8 +272,8 @@ class EngineProcess:
         for cls in self.own.values():
             self.engine.bind(cls)
         if start.snapshots:
-            self.snapshots = Snapshots(StateFiles(fds[:2]))
-            self.snapshots.restore(self.engine)
+            self.snapshots = Snapshots(StateFiles(fds[:2]), self.engine, self.courier)
+            self.snapshots.restore()
         if start.record:
             self.recorder = Recorder(fds[-1], start.host, start.offset_ns)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -410,7 +431,7 @@ class EngineProcess:
             fields = {"rule.id": rule_id, "event.count": held}
             self.engine.process([event_from_fields(cls, cls.KIND, fields, now_ns)])
         if self.snapshots:
-            self.snapshots.begin(self.engine)
+            self.snapshots.begin()
         self.courier.flush()
         self.sensor.send(Stats(values=self._counters()))
         if self.recorder:
@@ -451,7 +472,7 @@ class EngineProcess:
         if self.recorder:
             self.recorder.flush()
         if self.snapshots:
-            self.snapshots.finish(self.engine)
+            self.snapshots.finish()
         self.sensor.send(Stats(values=self._counters()))
         log.info("engine ends", extra={"alerts": self.courier.raised, "unacknowledged": self.courier.waiting})
 

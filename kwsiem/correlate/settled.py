@@ -29,9 +29,7 @@ MakeWindow = Callable[[Rule, Incidents], Window]
 
 
 class Settled:
-    """State of one such rule: events that wait, and the windows they go through (the rule's own is the
-    last).
-    """
+    """State of one such rule: events that wait, and the windows they go through, the rule's own the last."""
 
     def __init__(
         self, rule: Rule, incidents: Incidents, make_window: MakeWindow, make_handler: MakeHandler

@@ -69,7 +69,6 @@ class Window:
         self.ungrouped = 0
         self._timespan_ns = rule.correlation.timespan_ns
         self._threshold = rule.correlation.threshold
-        self._suppress_ns = rule.suppress_ns
         self._young: dict[Key, Any] = {}
         self._old: dict[Key, Any] = {}
         self._turn_ns = 0
@@ -81,6 +80,16 @@ class Window:
         windows = 1 + -(-LATENESS_NS // max(1, self._timespan_ns))
         self._keep = min(MAX_STAMPS, (self._threshold - 1) * windows + self._threshold)
         self._keep_most = self._keep + self._keep // 8  # let go of in one piece, not one by one
+
+    @property
+    def rule(self) -> Rule:
+        """The rule; what gives the state its meaning never changes, its quiet time and its texts may."""
+        return self._rule
+
+    @rule.setter
+    def rule(self, rule: Rule) -> None:
+        self._rule = rule
+        self._suppress_ns = rule.suppress_ns
 
     @property
     def keys(self) -> int:

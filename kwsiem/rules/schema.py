@@ -337,7 +337,8 @@ def _test(kinds: MappingType[str, EventKind]) -> Schema:
     }
     return _object(
         TEST_KEYS,
-        TEST_KEYS,
+        ("name", "events", "alerts"),
+        at={"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"},
         name={**_TEXT, "maxLength": 256},
         events={"type": "array", "maxItems": MAX_EVENTS, "items": event},
         alerts={"type": "integer", "minimum": 0, "maximum": MAX_EVENTS},

@@ -19,6 +19,7 @@ import re
 from collections.abc import Callable
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import Any, Final
 
 from kwsiem.alert import Alert
@@ -36,8 +37,10 @@ DEFAULT_EVERY_NS: Final = 1_000_000
 BEGIN_NS: Final = 10**15
 #: When every timespan after the last event of a test is over.
 FOREVER_NS: Final = 2**62
+_AT: Final = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})Z", re.ASCII)
 _RANGE: Final = re.compile(r"([0-9]{1,10})\.\.([0-9]{1,10})", re.ASCII)
-TEST_KEYS: Final = ("name", "events", "alerts")
+TEST_KEYS: Final = ("name", "events", "alerts", "at")
+_NEEDED: Final = TEST_KEYS[:3]
 #: The keys of an event that are not its fields.
 EVENT_KEYS: Final = ("kind", "every", "repeat", "wait")
 
@@ -50,6 +53,7 @@ class RuleTest:
     place: Mapping
     events: list[Event]
     alerts: int
+    offset_ns: int = 0
 
 
 def read_tests(report: Report, item: Mapping, kinds: MappingType[str, EventKind]) -> list[RuleTest]:
@@ -109,7 +113,7 @@ def outcomes(rule: Rule, tests: list[RuleTest]) -> list[Outcome]:
 
 def _outcome(rule: Rule, test: RuleTest) -> Outcome:
     alerts: list[Alert] = []
-    engine = Engine(alerts.append, host="test")
+    engine = Engine(alerts.append, host="test", offset_ns=test.offset_ns)
     engine.set_rules(RuleSet(rules=(rule,)))
     for cls in dict.fromkeys(map(type, test.events)):
         engine.bind(cls)
@@ -156,9 +160,10 @@ class _Reader:
     def test(self, block: Mapping) -> RuleTest | None:
         """The test with its events expanded, or None after a problem."""
         before = len(self._report.problems)
-        self._report.check_keys(block, self._path, TEST_KEYS, TEST_KEYS)
+        self._report.check_keys(block, self._path, TEST_KEYS, _NEEDED)
         name = self._report.text(block, "name", f"{self._path}.name", limit=256)
         alerts = self._report.integer(block, "alerts", f"{self._path}.alerts", 0, MAX_EVENTS, 0)
+        offset_ns = self._begin(block)
         events: list[Event] = []
         node = block.items.get("events")
         if isinstance(node, Sequence):
@@ -173,7 +178,23 @@ class _Reader:
             self._report.add(block, f"{self._path}.events", f"at most {MAX_EVENTS} events, ranges expanded")
         if len(self._report.problems) > before:
             return None
-        return RuleTest(name, block, events, alerts)
+        return RuleTest(name, block, events, alerts, offset_ns)
+
+    def _begin(self, block: Mapping) -> int:
+        """What to add to the time of the test's events to get wall time, so that it begins ``at``."""
+        text = self._report.text(block, "at", f"{self._path}.at", limit=64)
+        if not text:
+            return 0
+        found = _AT.fullmatch(text)
+        try:
+            if found is None:
+                raise ValueError("not in that form")
+            begin = datetime(*map(int, found.groups()), tzinfo=timezone.utc)  # type: ignore[misc,arg-type]
+        except ValueError as error:
+            message = f"expected a time in UTC such as '2026-01-02T03:04:05Z', got {text!r} ({error})"
+            self._report.add(block.keys["at"], f"{self._path}.at", message)
+            return 0
+        return int(begin.timestamp()) * 10**9 - BEGIN_NS
 
     def _entry(self, item: Node) -> list[Event]:
         path = f"{self._path}.events"

@@ -1,11 +1,16 @@
 """The engine's side of the alerts: kept until they are on disk, whatever becomes of the courier."""
 
+import os
+import time
+
 import pytest
 
 from kwsiem.alert import Alert
-from kwsiem.engine import MAX_UNACKNOWLEDGED, Courier
+from kwsiem.correlate.engine import Engine
+from kwsiem.engine import MAX_UNACKNOWLEDGED, Courier, Snapshots
 from kwsiem.link import Link, link_pair
 from kwsiem.messages import AlertsDurable, CourierToEngine, EngineToCourier
+from kwsiem.statefile import StateFiles
 
 
 def alert(number: int, **changes) -> Alert:
@@ -100,3 +105,67 @@ def test_an_alert_that_cannot_be_sent_at_all_is_counted(ends):
     courier.raise_alert(alert(1, title="y" * 200_000))
     assert taken(theirs) == []
     assert (courier.dropped, courier.waiting) == (1, 0)
+
+
+# -- snapshots ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path):
+    fds = [os.open(tmp_path / name, os.O_RDWR | os.O_CREAT) for name in ("a", "b")]
+    yield fds
+    for fd in fds:
+        os.close(fd)
+
+
+def snapshots(fds, courier) -> Snapshots:
+    return Snapshots(StateFiles(fds), Engine(courier.raise_alert, host="h"), courier)
+
+
+def test_alerts_that_are_not_on_disk_yet_outlive_the_engine(ends, files):
+    courier, theirs = ends
+    for number in range(3):
+        courier.raise_alert(alert(number))
+    messages = taken(theirs)
+    theirs.send(AlertsDurable(numbers=[messages[0].number]))
+    courier.receive()
+    snapshots(files, courier).finish()
+    left, right = link_pair()
+    again, after = Courier(Link(left, CourierToEngine)), Link(right, EngineToCourier)
+    snapshots(files, again).restore()
+    assert [m.alert for m in taken(after)] == [m.alert for m in messages[1:]]
+    again.link.close()
+    after.close()
+
+
+def test_a_state_that_cannot_be_read_is_counted_and_nothing_more(ends, files):
+    courier, _ = ends
+    StateFiles(files).write(files[0], b"no snapshot", 1)
+    made = snapshots(files, courier)
+    made.restore()
+    assert made.failed == 1
+
+
+def test_the_copy_that_writes_is_counted_and_never_two_at_once(ends, files):
+    courier, _ = ends
+    made = snapshots(files, courier)
+    made.begin()
+    deadline_s = time.monotonic() + 10
+    while not made.written and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+        made.begin()
+    assert made.written >= 1
+    made.finish()
+    assert StateFiles(files).read() is not None
+
+
+def test_a_fork_that_fails_costs_only_the_snapshot(ends, files, monkeypatch):
+    courier, _ = ends
+    made = snapshots(files, courier)
+
+    def fork():
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", fork)
+    made.begin()
+    assert (made.failed, made.written) == (1, 0)

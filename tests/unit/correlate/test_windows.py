@@ -270,3 +270,14 @@ def test_batches_make_no_difference(batch):
     assert sorted((a.rule_id, a.state, a.count) for a in run.alerts) == [
         ("c", "open", 50), ("c", "update", 500), ("r", "open", 4), ("r", "update", 40), ("r", "update", 400),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("correlation", [count(2, 60), count(2, 60, op="eq")])
+def test_a_changed_quiet_time_holds_at_once_for_windows_that_stay(correlation):
+    first = rule(correlation, suppress_s=1000)
+    run = Run(first).send(("a", 0, S), ("a", 0, 2 * S))
+    run.engine.advance(10 * S)
+    run.engine.set_rules(RuleSet(rules=(rule(correlation, suppress_s=5, fingerprint=first.fingerprint),)))
+    run.send(("a", 0, 20 * S), ("a", 0, 21 * S))
+    run.engine.finish()
+    assert [(a.state, a.count) for a in run.alerts] == [("open", 2), ("close", 2), ("open", 2)]

@@ -126,3 +126,30 @@ def test_an_engine_that_fails_fails_the_test():
     assert not Outcome("x", 1, 0, 0, "sensor.lost: KeyError").passed
     assert "KeyError" in str(Outcome("x", 1, 0, 0, "sensor.lost: KeyError"))
     assert run(Correlation("event_count", timespan_ns=S, value=1), lost("a", 0)) == Outcome("x", 1, 1, 1)
+
+
+NIGHT = """version: 1
+rules:
+  - id: night
+    title: At night
+    level: low
+    event: sensor.lost
+    detection: {night: {'@timestamp|hour': [0, 1, 2, 3]}, condition: night}
+    tests:
+      - {name: at night, at: '2026-01-02T03:59:59Z', events: [{kind: sensor.lost}], alerts: 1}
+      - {name: in the morning, at: 2026-01-02T04:00:00Z, events: [{kind: sensor.lost}], alerts: 0}
+      - {name: it gets late, at: 2026-01-02T23:59:59Z, events: [{kind: sensor.lost, repeat: 3, every: 1s}], alerts: 2}
+"""
+
+
+def test_a_test_may_say_when_it_begins():
+    load_rules([Source("r.yaml", NIGHT.encode())], OWN_KINDS)
+
+
+@pytest.mark.parametrize("at", ["2026-01-02", "2026-13-02T03:04:05Z", "2026-01-02T03:04:05+01:00", "noon"])
+def test_a_beginning_that_is_no_time_is_told_with_its_place(at):
+    text = NIGHT.replace("'2026-01-02T03:59:59Z'", f"'{at}'")
+    with pytest.raises(
+        RuleFileError, match=r"r\.yaml:9:26: rule night: tests\.0\.at: expected a time in UTC such as"
+    ):
+        load_rules([Source("r.yaml", text.encode())], OWN_KINDS)
