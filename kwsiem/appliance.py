@@ -71,7 +71,7 @@ class Appliance:
         self.engine: Worker[FromEngine] = Worker("engine", FromEngine, self._alert_ends[0])
         self.courier: Worker[FromCourier] = Worker("courier", FromCourier, self._alert_ends[1])
         self.supervisor = Supervisor(self, settings.bpftrace, self.version)
-        self.rules = RuleFiles(Path(settings.rules), settings.user)
+        self.rules = RuleFiles(Path(settings.rules), Path(settings.rules_dir), settings.user)
         self.catalog: Catalog = read_catalog([Path(folder) for folder in settings.probes])
         self._probe_files: dict[Path, Any] = {}
         self._rules_offer: tuple[RulesOffer, int] | None = None

@@ -61,6 +61,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     host: str = ""
     user: str = "kwsiem"
     rules: str = ""
+    rules_dir: str = ""
     probes: tuple[str, ...] = ()
     state_dir: str = "/var/lib/kwsiem"
     runtime_dir: str = "/run/kwsiem"
@@ -118,6 +119,8 @@ def resolve(settings: Settings) -> Settings:
     """Fill in what depends on the host: its name, the rule file, probe folders, default outputs."""
     shipped = shipped_dir()
     own_rules = Path("/etc/kwsiem/rules.yaml")
+    # Further rules lie beside a file that is named, else in /etc/kwsiem, with or without a rules.yaml there.
+    beside = Path(settings.rules).absolute().parent if settings.rules else own_rules.parent
     rules = settings.rules or str(own_rules if own_rules.exists() else shipped / "rules.yaml")
     outputs = settings.outputs or (
         OutputSettings(name="console", type="console"),
@@ -133,6 +136,7 @@ def resolve(settings: Settings) -> Settings:
         settings,
         host=settings.host or socket.gethostname(),
         rules=rules,
+        rules_dir=settings.rules_dir or str(beside / "rules.d"),
         probes=settings.probes or (str(shipped / "probes"), "/etc/kwsiem/probes.d"),
         outputs=outputs,
     )

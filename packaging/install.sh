@@ -16,7 +16,7 @@ python=$(.venv/bin/python -c 'import sys; print(sys._base_executable)')
     -r packaging/requirements.lock
 "$prefix/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
     --force-reinstall .
-install -d -m 0755 /etc/kwsiem /etc/kwsiem/probes.d
+install -d -m 0755 /etc/kwsiem /etc/kwsiem/probes.d /etc/kwsiem/rules.d
 [ -e /etc/kwsiem/kwsiem.yaml ] || install -m 0644 packaging/kwsiem.yaml /etc/kwsiem/kwsiem.yaml
 [ -e /etc/kwsiem/rules.yaml ] || install -m 0644 rules.yaml /etc/kwsiem/rules.yaml
 [ -e /etc/kwsiem/env ] || install -m 0600 /dev/null /etc/kwsiem/env

@@ -96,16 +96,14 @@ def catalog_of(settings: Settings) -> Catalog:
     return read_catalog([Path(folder) for folder in settings.probes])
 
 
-def rules_of(
-    settings: Settings, catalog: Catalog, judge: Judge = run_tests, folder: Path | None = None
-) -> RuleSet:
+def rules_of(settings: Settings, catalog: Catalog, judge: Judge = run_tests) -> RuleSet:
     """The compiled rules of the settings' rule files; raises ConfigError with every problem.
 
-    ``folder`` stands in for the ``rules.d`` beside the file. ``judge`` runs their tests; see
-    :func:`~kwsiem.rules.load.load_rules`.
+    ``judge`` runs their tests; see :func:`~kwsiem.rules.load.load_rules`.
     """
+    sources = read_rule_files(Path(settings.rules), Path(settings.rules_dir))
     try:
-        return load_rules(read_rule_files(Path(settings.rules), folder), catalog.kinds(), judge)
+        return load_rules(sources, catalog.kinds(), judge)
     except RuleFileError as error:
         raise ConfigError(str(error)) from None
 

@@ -37,7 +37,6 @@ from kwsiem.formats import FORMATS
 from kwsiem.messages import ProbeKinds
 from kwsiem.replay import Comparison, Replay
 from kwsiem.rules.duration import format_duration
-from kwsiem.rules.files import folder_of
 from kwsiem.rules.model import RuleSet
 from kwsiem.sensor.catalog import Catalog
 
@@ -121,8 +120,7 @@ def _both(settings: Settings, other: str, catalog: Catalog) -> tuple[RuleSet, Ru
     problems: list[str] = []
     for path in dict.fromkeys((settings.rules, str(Path(other).absolute()))):
         try:
-            changed = msgspec.structs.replace(settings, rules=path)
-            rulesets.append(rules_of(changed, catalog, folder=folder_of(Path(settings.rules))))
+            rulesets.append(rules_of(msgspec.structs.replace(settings, rules=path), catalog))
         except ConfigError as error:
             problems.append(str(error))
     if problems:

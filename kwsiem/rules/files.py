@@ -1,4 +1,4 @@
-"""Which files hold the rules, and reading them: ``rules.yaml`` first, then those in ``rules.d`` beside it.
+"""Which files hold the rules, and reading them: ``rules.yaml`` first, then those in ``rules.d``.
 
 Bounded, regular files only; nothing here looks at what is in them. What editors leave behind (hidden files,
 ``.swp``, ``~``) is no rule file, since only ``*.yml`` and ``*.yaml`` are.
@@ -18,18 +18,11 @@ from kwsiem.watch import Signature, signature
 #: Of one file, and of all together.
 MAX_FILE_BYTES: Final = 16 * 2**20
 MAX_FILES: Final = 500
-FOLDER: Final = "rules.d"
 _SUFFIXES: Final = (".yml", ".yaml")
 
 
-def folder_of(path: Path) -> Path:
-    """The folder of further rule files that goes with a rule file; it need not exist."""
-    return path.absolute().parent / FOLDER
-
-
-def files_of(path: Path, folder: Path | None = None) -> list[Path]:
-    """The rule file and those in its folder (or in another one), in the order in which they are read."""
-    folder = folder or folder_of(path)
+def files_of(path: Path, folder: Path) -> list[Path]:
+    """The rule file and those in the folder, which need not exist, in the order in which they are read."""
     try:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError:
@@ -37,12 +30,12 @@ def files_of(path: Path, folder: Path | None = None) -> list[Path]:
     return [path, *(folder / n for n in names if n.endswith(_SUFFIXES) and not n.startswith("."))]
 
 
-def signature_of(path: Path) -> Signature:
+def signature_of(path: Path, folder: Path) -> Signature:
     """What tells one state of all these files from another without reading them."""
-    return tuple((str(file), signature(file)) for file in files_of(path))
+    return tuple((str(file), signature(file)) for file in files_of(path, folder))
 
 
-def read_rule_files(path: Path, folder: Path | None = None) -> list[Source]:
+def read_rule_files(path: Path, folder: Path) -> list[Source]:
     """All rule files. Raises ConfigError that names every one that cannot be read, or when it is too much."""
     files = files_of(path, folder)
     if len(files) - 1 > MAX_FILES:

@@ -20,7 +20,7 @@ import msgspec
 
 from kwsiem import clock
 from kwsiem.event import EventKind
-from kwsiem.rules.files import files_of, folder_of, read_rule_files, signature_of
+from kwsiem.rules.files import files_of, read_rule_files, signature_of
 from kwsiem.rules.source import Source
 from kwsiem.watch import SETTLE_S, Signature
 
@@ -48,10 +48,11 @@ class Loaded(msgspec.Struct):
 
 
 class RuleFiles:
-    """Follows the rule file and the folder ``rules.d`` beside it; ``now_s`` is monotonic seconds."""
+    """Follows the rule file and the folder of further ones; ``now_s`` everywhere is monotonic seconds."""
 
-    def __init__(self, path: Path, user: str) -> None:
+    def __init__(self, path: Path, folder: Path, user: str) -> None:
         self.path = path
+        self.folder = folder
         self.loaded_sha256 = ""
         self.disk_sha256 = ""
         self.problems: list[str] = []
@@ -73,8 +74,8 @@ class RuleFiles:
     @property
     def folders(self) -> set[Path]:
         """Folders in which a change may concern the files: their own, and those of every link on the way."""
-        found = {folder_of(self.path), folder_of(self.path).resolve()}
-        for file in files_of(self.path):
+        found = {self.folder.absolute(), self.folder.resolve()}
+        for file in files_of(self.path, self.folder):
             found |= _folders_to(file)
         return found
 
@@ -89,7 +90,7 @@ class RuleFiles:
             return False
         if self._retry_s is not None and now_s >= self._retry_s:
             return True
-        seen = signature_of(self.path)
+        seen = signature_of(self.path, self.folder)
         if seen == self._tried:
             return False
         if seen != self._seen[0]:
@@ -102,11 +103,11 @@ class RuleFiles:
 
     def begin(self, kinds: Mapping[str, EventKind], now_s: float) -> int:
         """Start the loader; its pidfd is readable when it has ended. Raises ConfigError when unreadable."""
-        tried = signature_of(self.path)
+        tried = signature_of(self.path, self.folder)
         if tried != self._tried:
             self._failed_before = False
         self._tried, self._retry_s = tried, None
-        sources = read_rule_files(self.path)
+        sources = read_rule_files(self.path, self.folder)
         self.disk_sha256 = hashlib.sha256(b"".join(source.data for source in sources)).hexdigest()
         request = LoadRequest(self._user, sources, dict(kinds))
         request_fd = _memory_file("kwsiem-request", msgspec.msgpack.encode(request))
@@ -173,7 +174,7 @@ class RuleFiles:
         """Files, number of rules, both hashes, whether the running rules are stale, since when and why."""
         return {
             "file": str(self.path),
-            "files": [str(file) for file in files_of(self.path)],
+            "files": [str(file) for file in files_of(self.path, self.folder)],
             "rules": self.rules,
             "loaded": clock.iso(self.loaded_ns) if self.loaded_ns else None,
             "loaded_sha256": self.loaded_sha256,

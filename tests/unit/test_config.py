@@ -84,3 +84,9 @@ def test_two_outputs_cannot_have_one_name():
 def test_the_file_output_goes_to_the_state_folder():
     settings = resolve(Settings(state_dir="/srv/state"))
     assert settings.outputs[1].path == "/srv/state/alerts.jsonl"
+
+
+def test_further_rules_lie_beside_a_named_file_and_else_in_etc():
+    assert resolve(Settings()).rules_dir == "/etc/kwsiem/rules.d"
+    assert resolve(Settings(rules="/srv/r.yaml")).rules_dir == "/srv/rules.d"
+    assert resolve(Settings(rules="/srv/r.yaml", rules_dir="/srv/more")).rules_dir == "/srv/more"

@@ -39,7 +39,7 @@ def folder(main):
 
 
 def names(path) -> list[str]:
-    return [file.name for file in files_of(path)]
+    return [file.name for file in files_of(path, path.parent / "rules.d")]
 
 
 def test_only_rule_files_count_in_order(main, folder):
@@ -53,7 +53,7 @@ def test_every_file_that_cannot_be_read_is_named(main, folder):
     os.mkfifo(folder / "b.yml")
     (folder / "c.yml").symlink_to("nowhere")
     with pytest.raises(ConfigError) as error:
-        read_rule_files(main)
+        read_rule_files(main, main.parent / "rules.d")
     assert [line.split(": ")[0].rpartition("/")[2] for line in str(error.value).split("\n")] == [
         "a.yml", "b.yml", "c.yml",
     ]  # fmt: skip
@@ -65,10 +65,10 @@ def test_files_and_bytes_are_bounded_together(main, folder, monkeypatch):
     for name in ("a.yml", "b.yml"):
         (folder / name).write_text("#" * 200)
     with pytest.raises(ConfigError, match="together have more than 300 bytes"):
-        read_rule_files(main)
+        read_rule_files(main, main.parent / "rules.d")
     (folder / "c.yml").write_text("")
     with pytest.raises(ConfigError, match="at most 2 rule files, there are 3"):
-        read_rule_files(main)
+        read_rule_files(main, main.parent / "rules.d")
 
 
 def add(folder):
@@ -110,19 +110,19 @@ def test_each_way_to_change_the_folder_is_noticed(main, folder, change):
     (folder / "..1" / "k.yml").write_text(own("k"))
     (folder / "..data").symlink_to("..1")
     (folder / "k.yml").symlink_to("..data/k.yml")
-    before = signature_of(main)
-    assert signature_of(main) == before
+    before = signature_of(main, main.parent / "rules.d")
+    assert signature_of(main, main.parent / "rules.d") == before
     change(folder)
-    assert signature_of(main) != before
+    assert signature_of(main, main.parent / "rules.d") != before
 
 
 def test_the_folder_may_come_later_and_is_watched_for(main):
-    followed = RuleFiles(main, "nobody")
+    followed = RuleFiles(main, main.parent / "rules.d", "nobody")
     assert main.parent / "rules.d" in followed.folders
-    before = signature_of(main)
+    before = signature_of(main, main.parent / "rules.d")
     (main.parent / "rules.d").mkdir()
     add(main.parent / "rules.d")
-    assert signature_of(main) != before
+    assert signature_of(main, main.parent / "rules.d") != before
 
 
 def load(followed: RuleFiles, now_s: float):
@@ -133,7 +133,7 @@ def load(followed: RuleFiles, now_s: float):
 
 def test_all_files_are_loaded_together_and_one_hash_covers_them(main, folder):
     add(folder)
-    followed = RuleFiles(main, "nobody")
+    followed = RuleFiles(main, main.parent / "rules.d", "nobody")
     first = load(followed, 1.0)
     assert first.problems == [] and first.size
     os.close(first.fd)
@@ -146,7 +146,7 @@ def test_all_files_are_loaded_together_and_one_hash_covers_them(main, folder):
 
 def test_one_bad_file_leaves_all_of_them_out_and_names_itself(main, folder):
     (folder / "bad.yml").write_text("version: 1\nrules: [\n")
-    followed = RuleFiles(main, "nobody")
+    followed = RuleFiles(main, main.parent / "rules.d", "nobody")
     assert load(followed, 1.0) is None  # it gets a second look
     loaded = load(followed, 2.0)
     assert len(loaded.problems) == 1
@@ -157,7 +157,7 @@ def test_one_bad_file_leaves_all_of_them_out_and_names_itself(main, folder):
 
 
 def test_a_bad_state_is_told_once_however_often_it_is_looked_at(main, folder):
-    followed = RuleFiles(main, "nobody")
+    followed = RuleFiles(main, main.parent / "rules.d", "nobody")
     (folder / "bad.yml").write_text("version: 1\nrules: [\n")
     assert followed.due(0.0) is False  # it may still be changing
     assert followed.due(1.0)
