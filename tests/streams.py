@@ -13,7 +13,9 @@ from kwsiem.rules.model import Compare, Constant, Correlation, Expr, Not, Number
 
 KIND = EventKind("t.e", parse_fields("source.ip:ip test.value:u32 user.name:str"))
 OTHER = EventKind("t.f", parse_fields("client.ip:ip test.value:u32"))
-EVENT, OTHER_EVENT = event_class(KIND, 1), event_class(OTHER, 2)
+#: Differs from the first kind by its name alone: a rule that forgets to ask for the kind is found out.
+TWIN = EventKind("t.g", KIND.fields)
+EVENT, OTHER_EVENT, TWIN_EVENT = event_class(KIND, 1), event_class(OTHER, 2), event_class(TWIN, 3)
 QUARTER = 10**9 // 4
 LATENESS = 8  # quarters of a second
 BEGIN = 400
@@ -41,7 +43,8 @@ class Arrival(NamedTuple):
         address = f"192.0.2.{self.host}" if self.host else ""
         if self.kind == "t.f":
             return OTHER_EVENT(address, self.value, self.at * QUARTER)
-        return EVENT(address, self.value, self.user, self.at * QUARTER)
+        cls = TWIN_EVENT if self.kind == "t.g" else EVENT
+        return cls(address, self.value, self.user, self.at * QUARTER)
 
     def happening(self) -> oracle.Happening:
         """As the oracle sees it."""
@@ -60,7 +63,7 @@ def events(rng: random.Random, late: int = LATENESS) -> list[Arrival]:
     hosts, values = rng.choice((1, 1, 2, 6)), rng.choice((2, 3, 6))
     for _ in range(rng.randrange(2, 32)):
         at += rng.choice((0, 0, 1, 1, 2, 3, rng.randrange(30)))
-        kind = "t.f" if rng.random() < 0.15 else "t.e"
+        kind = rng.choices(("t.e", "t.f", "t.g"), (76, 14, 10))[0]
         host = 0 if rng.random() < 0.04 else rng.randrange(1, hosts + 1)
         event = Arrival(
             kind, host, rng.randrange(values), rng.choice(("", "a", "b", "c", "c")), at, at + rng.randrange(late + 1)
@@ -90,7 +93,7 @@ def rule(rng: random.Random, kind: str, name: str = "r", level: int = 0) -> Rule
     group_by = rng.choice(
         (IP, IP, IP, ("source.ip", "test.value")) if level else (IP, IP, IP, ("source.ip", "user.name"), ())
     )
-    events_of = ("t.e",)
+    events_of = rng.choice((("t.e",), ("t.e",), ("t.e", "t.g")))
     steps: tuple[Step, ...] = ()
     op, value, field, percentile = "gte", 1, "", 50
     if kind in ("event_count", "value_count"):
@@ -117,7 +120,7 @@ def rule(rng: random.Random, kind: str, name: str = "r", level: int = 0) -> Rule
         kind, group_by, timespan_ns=0 if kind == "any" else timespan_ns, field=field, op=op, value=value,
         steps=steps, percentile=percentile,
     )  # fmt: skip
-    gate = Constant(True) if len(events_of) > 1 else predicate(rng)
+    gate = Constant(True) if "t.f" in events_of else predicate(rng)
     return _rule(name, events_of, gate, correlation, rng.choice((0, 1, 4, 12, 60)) * QUARTER)
 
 
@@ -150,14 +153,16 @@ def _chain(rng: random.Random, name: str, level: int) -> Rule:
                 kind = "event_count"
             steps.append(Step(f"s{n}", inner=inner))
         else:
-            steps.append(Step(f"s{n}", predicate(rng), events=("t.e",)))
+            kinds = rng.choice((("t.e",), ("t.g",), ("t.e", "t.g")))
+            steps.append(Step(f"s{n}", predicate(rng), events=kinds))
     correlation = Correlation(
         kind, IP, timespan_ns=rng.randrange(4, 60) * QUARTER, steps=tuple(steps),
         field="test.value" if kind == "value_count" else "",
         op=rng.choice(("gte", "gte", *OPERATORS)) if kind in ("event_count", "value_count") else "gte",
         value=number if kind == "temporal" else rng.randrange(1, 4),
     )  # fmt: skip
-    return _rule(name, ("t.e", "t.f"), Constant(True), correlation, rng.choice((0, 4, 12, 60)) * QUARTER)
+    below = ("t.e", "t.f", "t.g")
+    return _rule(name, below, Constant(True), correlation, rng.choice((0, 4, 12, 60)) * QUARTER)
 
 
 def _rule(name, events_of, gate, correlation, suppress_ns) -> Rule:
@@ -177,6 +182,7 @@ def run_engine(made: Rule, arrivals: list[Arrival], rng: random.Random) -> Found
     engine.set_rules(RuleSet(rules=(made,)))
     engine.bind(EVENT)
     engine.bind(OTHER_EVENT)
+    engine.bind(TWIN_EVENT)
     rest = list(arrivals)
     while rest:
         size = rng.choice((1, 1, 3, 10))

@@ -179,16 +179,26 @@ class _FunctionMaker:
             if test:
                 own = (step.group_by or correlation.group_by, step.field or correlation.field)
                 groups.setdefault(own, []).append((number, test))
-        lines: list[str] = []
+        # Where events count, one whose two fields are the same must not count twice in that group.
+        several = correlation.type not in STEP_TYPES and len(groups) > 1
+        lines = ["done = ()"] if several else []
         for (group_by, field), members in groups.items():
             grouped = replace(correlation, group_by=group_by, field=field)
-            lines += self._attempt(partial(self._step_group, state, grouped, members))
+            lines += self._attempt(partial(self._step_group, state, grouped, members, several))
         return lines
 
-    def _step_group(self, state: Window, grouped: Correlation, members: list[tuple[int, str]]) -> list[str]:
+    def _step_group(
+        self, state: Window, grouped: Correlation, members: list[tuple[int, str]], several: bool
+    ) -> list[str]:
         """Steps with one key: a hit with the bits of those that match, or, where events count, one hit."""
         if grouped.type not in STEP_TYPES:
-            return self._hit(state, grouped, " or ".join(test for _, test in members), "")
+            test = " or ".join(test for _, test in members)
+            if not several:
+                return self._hit(state, grouped, test, "")
+            parts = [self._key(grouped), *map(self._load, filter(None, (grouped.field,)))]
+            what = f"({', '.join(parts)},)"
+            lines = self._hit(state, grouped, f"({test}) and {what} not in done", "")
+            return [*lines, f"if {test}: done += ({what},)"]
         bits = " | ".join(f"({1 << number} if {test} else 0)" for number, test in members)
         return [f"steps = {bits}", *self._hit(state, grouped, "steps", "steps")]
 
@@ -210,8 +220,7 @@ class _FunctionMaker:
 
     def _hit(self, state: Window, correlation: Correlation, test: str, steps: str) -> list[str]:
         """Key and hit, behind the test; ``steps`` is the variable with the bits of the steps that match."""
-        names = [self._load(name) for name in correlation.group_by]
-        key = names[0] if len(names) == 1 else f"({', '.join(names)}{',' if names else ''})"
+        key = self._key(correlation)
         extra = steps or (self._load(correlation.field) if correlation.field else "")
         hit = self._constant("hit", state.hit)  # type: ignore[attr-defined]
         call = f"{hit}({key}, e{', ' + extra if extra else ''})"
@@ -226,6 +235,11 @@ class _FunctionMaker:
             f"    if {' and '.join(dict.fromkeys(known))}: {call}",
             f"    else: {missing}()",
         ]
+
+    def _key(self, correlation: Correlation) -> str:
+        """What an event's group is: the one field, or a tuple of several."""
+        names = [self._load(name) for name in correlation.group_by]
+        return names[0] if len(names) == 1 else f"({', '.join(names)}{',' if names else ''})"
 
     # -- expressions
 

@@ -47,9 +47,9 @@ class Counted:
         while self._times and self._times[0] <= horizon_ns:
             self._times.popleft()
 
-    def measure(self) -> float:
-        """How many events there are (one more than the condition's number stands for more)."""
-        return len(self._times)
+    def measure(self) -> tuple[int, int]:
+        """How many events there are (one more than the condition's number stands for more), of 1."""
+        return len(self._times), 1
 
     @property
     def events(self) -> int:
@@ -89,9 +89,9 @@ class Distinct:
         while self._seen and next(iter(self._seen.values())) <= horizon_ns:
             self._seen.popitem(last=False)
 
-    def measure(self) -> float:
-        """How many distinct values there are."""
-        return len(self._seen)
+    def measure(self) -> tuple[int, int]:
+        """How many distinct values there are, of 1."""
+        return len(self._seen), 1
 
     @property
     def events(self) -> int:
@@ -136,9 +136,9 @@ class Summed:
             self._sum -= amount
             self.events -= count
 
-    def measure(self) -> float:
-        """The sum, or the mean."""
-        return self._sum / self.events if self._mean else self._sum
+    def measure(self) -> tuple[int, int]:
+        """The sum and what to divide it by: 1, or for the mean the number of events."""
+        return self._sum, self.events if self._mean else 1
 
     @property
     def first_ns(self) -> int:
@@ -189,13 +189,13 @@ class Ranked:
         _, value = self._samples.popleft()
         del self._sorted[bisect_left(self._sorted, value)]
 
-    def measure(self) -> float:
-        """The percentile by nearest rank; the median is the mean of the two in the middle."""
+    def measure(self) -> tuple[int, int]:
+        """The percentile by nearest rank, of 1; for the median the sum of the two in the middle, of 2."""
         count = len(self._sorted)
         if self._median:
-            return (self._sorted[(count - 1) // 2] + self._sorted[count // 2]) / 2
+            return self._sorted[(count - 1) // 2] + self._sorted[count // 2], 2
         rank = max(1, -(-self._percentile * count // 100))
-        return self._sorted[rank - 1]
+        return self._sorted[rank - 1], 1
 
     @property
     def events(self) -> int:
@@ -259,19 +259,19 @@ class Measured(Window):
         state.expire(ts_ns - self._timespan_ns)
         for value in self._met(extra) if self._temporal else (extra,):
             state.add(ts_ns, value)
-        found = state.measure()
-        if self._compare(found, self._value):
-            self._begin(key, event, state.first_ns, state.events, self._reason(found))
+        amount, parts = state.measure()
+        if self._compare(amount, self._value * parts):  # without a division: exact for whole numbers
+            self._begin(key, event, state.first_ns, state.events, self._reason(amount, parts))
 
     def _met(self, steps: int) -> list[str]:
         return [name for number, name in enumerate(self._names) if steps >> number & 1]
 
-    def _reason(self, found: float) -> str:
+    def _reason(self, amount: int, parts: int) -> str:
         correlation = self.rule.correlation
         what = correlation.type.replace("_", " ") + (f" of {correlation.field}" if correlation.field else "")
         if correlation.type == "value_percentile":
             what = f"percentile {correlation.percentile} of {correlation.field}"
-        shown = f"{found:g}" if isinstance(found, float) else str(found)
+        shown = f"{amount / parts:g}" if amount % parts else str(amount // parts)
         span = format_duration(self._timespan_ns)
         return f"{what} {shown} in {span} ({_WORDS[correlation.op]} {correlation.value})"
 

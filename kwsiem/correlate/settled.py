@@ -124,7 +124,8 @@ class Settled:
         cls = event.__class__
         handler = self._handlers.get(cls)
         if handler is None:
-            handler = self._handlers[cls] = self._make_handler(cls, self._windows).one
+            looking = [window for window in self._windows if cls.KIND.name in window.rule.events]
+            handler = self._handlers[cls] = self._make_handler(cls, looking).one
         handler(event)
 
     def _due(self, until_ns: int) -> None:

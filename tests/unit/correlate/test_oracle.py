@@ -1,5 +1,6 @@
 """The engine against a second evaluator; ``make fuzz`` does the same with 100,000 streams and more."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,7 +10,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import streams
 
-STREAMS = 400
+#: Of each type; KWSIEM_FUZZ_STREAMS raises it.
+STREAMS = int(os.environ.get("KWSIEM_FUZZ_STREAMS", "400"))
 
 
 @pytest.mark.parametrize("kind", streams.TYPES)

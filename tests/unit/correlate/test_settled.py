@@ -237,3 +237,40 @@ def test_an_event_dated_later_than_now_is_taken_as_of_now_and_counted():
     run.engine.process([EVENT("192.0.2.1", 0, "", at * S) for at in (1, 90_000, 3)], 2 * S)
     assert run.opened() == [(3, 3)]
     assert run.engine.counters()["future"] == 1
+
+
+BOTH = EventKind("t.b", parse_fields("source.ip:ip destination.ip:ip test.value:u32"))
+
+
+@pytest.mark.parametrize(("kind", "field", "value"), [("event_count", "", 2), ("value_sum", "test.value", 2)])
+def test_an_event_whose_two_addresses_are_the_same_counts_once(kind, field, value):
+    steps = tuple(
+        Step(name, ALL, events=("t.b",), group_by=(name,)) for name in ("source.ip", "destination.ip")
+    )
+    both = rule(
+        Correlation(kind, ("ip",), timespan_ns=10 * S, steps=steps, field=field, value=value),
+        predicate=Constant(True), events=("t.b",),
+    )  # fmt: skip
+    run = Run(both)
+    cls = event_class(BOTH, 3)
+    run.engine.bind(cls)
+    run.engine.process([cls("192.0.2.1", "192.0.2.1", 1, S)])
+    assert run.opened() == []
+    run.engine.process([cls("192.0.2.9", "192.0.2.1", 1, 2 * S)])
+    assert run.opened() == [(2, 2)]
+
+
+def test_means_and_medians_of_huge_numbers_are_exact():
+    kind = EventKind("t.h", parse_fields("source.ip:ip test.value:u64"))
+    cls = event_class(kind, 4)
+    for name in ("value_avg", "value_median"):
+        huge = rule(
+            Correlation(name, IP, timespan_ns=10 * S, field="test.value", op="gt", value=2**63 - 1),
+            predicate=Constant(True), events=("t.h",),
+        )  # fmt: skip
+        run = Run(huge)
+        run.engine.bind(cls)
+        run.engine.process([cls("192.0.2.1", 2**63 - 1, n * S) for n in (1, 2, 3)])
+        assert run.opened() == []
+        run.engine.process([cls("192.0.2.2", 2**63, n * S) for n in (14, 15)])
+        assert run.opened() == [(14, 1)]
