@@ -74,7 +74,8 @@ class Appliance:
         self.rules = RuleFiles(Path(settings.rules), Path(settings.rules_dir), settings.user)
         self.catalog: Catalog = read_catalog([Path(folder) for folder in settings.probes])
         self._probe_files: dict[Path, Any] = {}
-        self._rules_offer: tuple[RulesOffer, int] | None = None
+        #: The rules that the engine took last, and those it has not answered to: a new engine gets both.
+        self._offers: list[tuple[RulesOffer, int]] = []
         self._record_fd = -1
         self._state_fds: list[int] = []
         self._pending: list[OwnEvent] = []
@@ -256,8 +257,8 @@ class Appliance:
             self._rules_taken(message)
         elif isinstance(message, Ready):
             self.engine.ready = True
-            if self._rules_offer:
-                self._to_engine(self._rules_offer[0], self._rules_offer[1])
+            for offer, fd in self._offers:
+                self._to_engine(offer, fd)
             self.supervisor.attach_all()
             for event in self._pending:
                 self._to_engine(event)
@@ -283,7 +284,7 @@ class Appliance:
             loaded = self.rules.finish(clock.monotonic_s())
         if loaded.problems:
             raise ConfigError("\n".join(loaded.problems))
-        self._rules_offer = (RulesOffer(sha256=loaded.sha256, size=loaded.size), loaded.fd)
+        self._offers = [(RulesOffer(sha256=loaded.sha256, size=loaded.size), loaded.fd)]
 
     def _follow_rules(self, now_s: float) -> None:
         self.rules.enforce(now_s)
@@ -292,7 +293,7 @@ class Appliance:
         try:
             pidfd = self.rules.begin(self.catalog.kinds(), now_s)
         except ConfigError as error:
-            self._rules_loaded(self.rules.failed([str(error)], now_s))
+            self._rules_loaded(self.rules.failed(str(error).split("\n"), now_s))
             return
         self.wait_for(pidfd, lambda: self._loader_ended(pidfd))
 
@@ -307,12 +308,19 @@ class Appliance:
             log.error("rules not taken, the old ones stay", extra={"problems": loaded.problems[:20]})
             self._tell_reload("failure", loaded.problems[0])
             return
-        if self._rules_offer:
-            os.close(self._rules_offer[1])
-        self._rules_offer = (RulesOffer(sha256=loaded.sha256, size=loaded.size), loaded.fd)
-        self._to_engine(self._rules_offer[0], loaded.fd)
+        if len(self._offers) == 2:
+            os.close(self._offers.pop()[1])
+        offer = RulesOffer(sha256=loaded.sha256, size=loaded.size)
+        self._offers.append((offer, loaded.fd))
+        self._to_engine(offer, loaded.fd)
+
+    def _answered(self, message: RulesTaken) -> None:
+        """Keep the rules that run now, for the next engine; not those before them, nor refused ones."""
+        if len(self._offers) == 2 and message.sha256 == self._offers[1][0].sha256:
+            os.close(self._offers.pop(1 if message.error else 0)[1])
 
     def _rules_taken(self, message: RulesTaken) -> None:
+        self._answered(message)
         if message.error:
             self.rules.refused([message.error])
             self._tell_reload("failure", message.error)

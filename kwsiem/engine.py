@@ -57,6 +57,7 @@ MAX_RULES_BYTES: Final = 64 * 2**20
 DRAIN_S: Final = 2.0
 #: Sigma rules that cannot be evaluated, named to the sensor; the rest is only counted.
 MAX_SKIPPED: Final = 50
+MAX_ERROR: Final = 1000
 #: A copy of the process that writes a snapshot for longer than this is ended.
 SNAPSHOT_S: Final = 30
 
@@ -360,7 +361,7 @@ class EngineProcess:
                 sha256=message.sha256,
                 rules=rules,
                 took_ms=took_ms,
-                error=error,
+                error=error[:MAX_ERROR],
                 skipped=skipped[:MAX_SKIPPED],
                 skipped_count=len(skipped),
             )

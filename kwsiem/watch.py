@@ -23,12 +23,15 @@ Signature = tuple[Any, ...]
 
 
 def signature(path: Path) -> Signature:
-    """What tells one content of a path from another without reading it; empty when there is none."""
+    """What tells one content of a path from another without reading it; empty when there is none.
+
+    The time of change is part of it: ``cp -p`` and ``rsync --inplace`` set the time of modification.
+    """
     try:
         found = path.stat()
-        return str(path.resolve()), found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
     except OSError:
         return ()
+    return found.st_dev, found.st_ino, found.st_ctime_ns, found.st_mtime_ns, found.st_size
 
 
 class _Hint(FileSystemEventHandler):

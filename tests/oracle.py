@@ -1,13 +1,14 @@
-"""A second evaluator of correlations, by brute force, written from docs/rules.md; it shares no code with the engine.
+"""A second evaluator of correlations, by brute force, written from docs/rules.md.
 
-Everything is known beforehand: events are sorted by time (those of one instant as they arrived), and each window
-is looked at whole, again for each event.
+It shares no code with the engine. Everything is known beforehand: events are sorted by time (those of one instant
+as they arrived), and each window is looked at whole, again for each event.
 """
 
 from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 from kwsiem.rules.model import (
@@ -32,7 +33,7 @@ OPERATORS = {
 
 
 class Happening(NamedTuple):
-    """One event: its kind, its fields and its time."""
+    """One event: its kind, its fields (None: not known) and its time."""
 
     kind: str
     fields: dict[str, Any]
@@ -46,6 +47,7 @@ class Hit(NamedTuple):
     group: tuple[Any, ...]
     value: Any
     steps: frozenset[int]
+    since_ns: int
 
     @property
     def ts_ns(self) -> int:
@@ -54,11 +56,12 @@ class Hit(NamedTuple):
 
 @dataclass
 class Incident:
-    """What was found: group, when it opened, when its first event was, how many events at the end."""
+    """What was found: group, when it opened, its first event's time, the count then and at the end."""
 
     group: tuple[Any, ...]
     order: tuple[int, int, int]
     first_ns: int
+    count: int
     total: int
 
     @property
@@ -76,6 +79,17 @@ def incidents(rule: Rule, events: list[Happening], until_ns: int) -> list[Incide
             mine = _unanswered(rule.correlation, mine, until_ns)
         found += _of_group(rule, mine)
     return sorted(found, key=lambda incident: incident.order)
+
+
+def ungrouped(rule: Rule, events: list[Happening]) -> int:
+    """How many events match a rule without steps but have no group, or no value."""
+    own = (rule.correlation.group_by, rule.correlation.field)
+    return sum(
+        event.kind in rule.events
+        and holds(rule.predicate, event.fields) is True
+        and _hit(event, 0, own, frozenset()) is None
+        for event in events
+    )
 
 
 def _of_group(rule: Rule, hits: list[Hit]) -> list[Incident]:
@@ -96,7 +110,7 @@ def _of_group(rule: Rule, hits: list[Hit]) -> list[Incident]:
         count = _met(rule.correlation, live or [hit])
         if count is None:
             continue
-        found.append(Incident(hit.group, hit.order, (live or [hit])[0].ts_ns, count))
+        found.append(Incident(hit.group, hit.order, (live or [hit])[0].since_ns, count, count))
         if rule.suppress_ns:
             current, last_ns = found[-1], hit.ts_ns
         else:
@@ -123,14 +137,15 @@ def _met(correlation: Correlation, live: list[Hit]) -> int | None:
     return len(live) if compares(_measure(correlation, sorted(values)), correlation.value) else None
 
 
-def _measure(correlation: Correlation, values: list[int]) -> float:
+def _measure(correlation: Correlation, values: list[int]) -> int | Fraction:
+    """The sum, mean, median or percentile of sorted values; exact."""
     count = len(values)
     if correlation.type == "value_sum":
         return sum(values)
     if correlation.type == "value_avg":
-        return sum(values) / count
+        return Fraction(sum(values), count)
     if correlation.type == "value_median":
-        return values[count // 2] if count % 2 else (values[count // 2 - 1] + values[count // 2]) / 2
+        return Fraction(values[(count - 1) // 2] + values[count // 2], 2)
     # Nearest rank: the smallest value such that at least the percentage of all is not above it.
     return next(v for n, v in enumerate(values, 1) if 100 * n >= correlation.percentile * count)
 
@@ -157,7 +172,8 @@ def _unanswered(correlation: Correlation, hits: list[Hit], until_ns: int) -> lis
         answered = any(1 in hit.steps and first.ts_ns < hit.ts_ns < due_ns for hit in hits)
         if not answered and due_ns <= until_ns:
             # Before any event of that instant.
-            found.append(Hit((due_ns, -1, first.order[1]), first.group, None, first.steps))
+            order = (due_ns, -1, first.order[1])
+            found.append(Hit(order, first.group, None, first.steps, first.since_ns))
     return found
 
 
@@ -167,47 +183,52 @@ def _unanswered(correlation: Correlation, hits: list[Hit], until_ns: int) -> lis
 def _hits(rule: Rule, events: list[Happening], until_ns: int) -> list[Hit]:
     """Everything that concerns the rule, in the order of time."""
     correlation = rule.correlation
-    if not correlation.steps:
-        own = (correlation.group_by, correlation.field)
-        found = [
-            hit
-            for number, event in enumerate(events)
-            if event.kind in rule.events and holds(rule.predicate, event.fields)
-            for hit in _hit(event, number, own, frozenset())
-        ]
-        return sorted(found, key=lambda hit: hit.order)
     found = []
     for number, step in enumerate(correlation.steps):
         if step.inner is not None:
             found += _inner_hits(correlation, number, step.inner, step, events, until_ns)
     for number, event in enumerate(events):
         met: dict[tuple[tuple[str, ...], str], set[int]] = {}
+        plain = not correlation.steps and event.kind in rule.events
+        if plain and holds(rule.predicate, event.fields) is True:
+            met[correlation.group_by, correlation.field] = set()
         for place, step in enumerate(correlation.steps):
             if step.inner is None and _meets(rule, step, event):
                 own = (step.group_by or correlation.group_by, step.field or correlation.field)
                 met.setdefault(own, set()).add(place)
-        for own, places in met.items():
-            found += _hit(event, number, own, frozenset(places))
+        found += _once([_hit(event, number, own, frozenset(places)) for own, places in met.items()])
     return sorted(found, key=lambda hit: hit.order)
 
 
 def _meets(rule: Rule, step: Step, event: Happening) -> bool:
     if step.events:
-        return event.kind in step.events and holds(step.predicate, event.fields)
+        return event.kind in step.events and holds(step.predicate, event.fields) is True
     return (
         event.kind in rule.events
-        and holds(rule.predicate, event.fields)
-        and holds(step.predicate, event.fields)
+        and holds(rule.predicate, event.fields) is True
+        and holds(step.predicate, event.fields) is True
     )
 
 
-def _hit(event: Happening, number: int, own: tuple[tuple[str, ...], str], steps: frozenset[int]) -> list[Hit]:
+def _hit(
+    event: Happening, number: int, own: tuple[tuple[str, ...], str], steps: frozenset[int]
+) -> Hit | None:
     """The hit of an event; none when its group or its value is not known."""
     group = tuple(event.fields.get(name) for name in own[0])
     value = event.fields.get(own[1]) if own[1] else 0
     if any(part in (None, "") for part in (*group, value)):
-        return []
-    return [Hit((event.ts_ns, number, 1), group, value, steps)]
+        return None
+    return Hit((event.ts_ns, number, 1), group, value, steps, event.ts_ns)
+
+
+def _once(hits: list[Hit | None]) -> list[Hit]:
+    """The hits of one event: for one group (and value) it counts once, whatever it meets."""
+    merged: dict[tuple[Any, ...], Hit] = {}
+    for hit in hits:
+        if hit is not None:
+            known = merged.get((hit.group, hit.value), hit)
+            merged[hit.group, hit.value] = hit._replace(steps=known.steps | hit.steps)
+    return list(merged.values())
 
 
 def _inner_hits(
@@ -221,26 +242,31 @@ def _inner_hits(
         group = tuple(incident.group[known.index(name)] for name in step.group_by or correlation.group_by)
         value = incident.group[known.index(field)] if field else 0
         ts_ns, place, _ = incident.order
-        found.append(Hit((ts_ns, place, 0), group, value, frozenset((number,))))
+        found.append(Hit((ts_ns, place, 0), group, value, frozenset((number,)), ts_ns))
     return found
 
 
-def holds(expr: Expr, fields: dict[str, Any]) -> bool:
-    """Whether a predicate holds for fields that are all known."""
-    if isinstance(expr, And):
-        return all(holds(item, fields) for item in expr.items)
-    if isinstance(expr, Or):
-        return any(holds(item, fields) for item in expr.items)
+def holds(expr: Expr, fields: dict[str, Any]) -> bool | None:
+    """Whether a predicate holds; None where that is not known, because a field is not."""
+    if isinstance(expr, (And, Or)):
+        parts = [holds(item, fields) for item in expr.items]
+        decides = isinstance(expr, Or)
+        if decides in parts:
+            return decides
+        return None if None in parts else not decides
     if isinstance(expr, Not):
-        return not holds(expr.item, fields)
+        inner = holds(expr.item, fields)
+        return None if inner is None else not inner
     if isinstance(expr, Constant):
         return expr.value
     value = fields.get(expr.field)  # type: ignore[union-attr]
     if isinstance(expr, Exists):
         return (value not in (None, "")) == expr.present
+    if value is None:
+        return None
     if isinstance(expr, Compare):
         return OPERATORS[expr.op](value, expr.value)
     if isinstance(expr, Number):
         return value in expr.values
     assert isinstance(expr, Text) and expr.match == "equals"
-    return str(value).lower() in expr.values
+    return (value if expr.cased else value.lower()) in expr.values

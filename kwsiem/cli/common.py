@@ -58,6 +58,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
     changes: dict[str, Any] = {}
     if getattr(options, "rules", None):
         changes["rules"] = options.rules
+        changes["rules_dir"] = ""  # that beside the named file
     if getattr(options, "probes", None):
         changes["probes"] = (options.probes,)
     if getattr(options, "state", None):

@@ -76,7 +76,7 @@ def render(status: dict[str, Any]) -> str:
         "",
         _section("PROCESS", "STATE", "SINCE", "RESTARTS", "PID", "", rows=_processes(status)),
         "",
-        f"rules    {rules['rules']} from {rules['file']}, loaded {rules['loaded']}, "
+        f"rules    {rules['rules']} from {plain(rules['file'])}, loaded {rules['loaded']}, "
         + (paint(f"STALE since {rules['stale_since']}", "red") if rules["stale"] else "current"),
         *(f"         {plain(problem)}" for problem in rules["problems"]),
         *_more_rules(rules),
@@ -103,7 +103,8 @@ def _more_rules(rules: dict[str, Any]) -> list[str]:
     """Hashes when they differ, files of rules.d, Sigma rules that cannot be evaluated here."""
     lines = []
     if rules["stale"]:
-        lines.append(f"         running {rules['loaded_sha256'][:16]}, on disk {rules['disk_sha256'][:16]}")
+        on_disk = rules["disk_sha256"][:16] or "not readable"
+        lines.append(f"         running {rules['loaded_sha256'][:16]}, on disk {on_disk}")
     if len(rules["files"]) > 1:
         lines.append(f"         and {len(rules['files']) - 1} files of rules.d")
     if rules["skipped"]:

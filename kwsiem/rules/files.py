@@ -23,32 +23,53 @@ _SUFFIXES: Final = (".yml", ".yaml")
 
 def files_of(path: Path, folder: Path) -> list[Path]:
     """The rule file and those in the folder, which need not exist, in the order in which they are read."""
+    return [path, *(folder / name for name in _listing(folder)[0])]
+
+
+def _listing(folder: Path) -> tuple[list[str], str]:
+    """The names of the rule files in the folder, and why they cannot be told; no folder is no mistake."""
     try:
-        names = sorted(entry.name for entry in folder.iterdir())
-    except OSError:
-        names = []  # there is none, or it is not ours to read
-    return [path, *(folder / n for n in names if n.endswith(_SUFFIXES) and not n.startswith("."))]
+        names = [entry.name for entry in folder.iterdir()]
+    except FileNotFoundError:
+        return [], "is a link to nothing" if folder.is_symlink() else ""
+    except OSError as error:
+        return [], f"cannot be read: {error.strerror}"
+    return sorted(name for name in names if name.endswith(_SUFFIXES) and not name.startswith(".")), ""
 
 
 def signature_of(path: Path, folder: Path) -> Signature:
     """What tells one state of all these files from another without reading them."""
-    return tuple((str(file), signature(file)) for file in files_of(path, folder))
+    names, problem = _listing(folder)
+    # More files than are read need no look at each: it is taken several times a second.
+    inside = (signature(folder / name) for name in names[: MAX_FILES + 1])
+    return (signature(path), problem, tuple(names), *inside)
+
+
+def shown(path: Path) -> str:
+    """The name of a file as text that can be sent: a name need not be UTF-8."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def read_rule_files(path: Path, folder: Path) -> list[Source]:
     """All rule files. Raises ConfigError that names every one that cannot be read, or when it is too much."""
-    files = files_of(path, folder)
-    if len(files) - 1 > MAX_FILES:
-        raise ConfigError(f"{files[1].parent}: at most {MAX_FILES} rule files, there are {len(files) - 1}")
+    names, problem = _listing(folder)
+    if problem:
+        raise ConfigError(f"{shown(folder)}: {problem}")
+    if len(names) > MAX_FILES:
+        raise ConfigError(f"{shown(folder)}: at most {MAX_FILES} rule files, there are {len(names)}")
     sources: list[Source] = []
     problems: list[str] = []
-    for file in files:
+    left = MAX_FILE_BYTES
+    for file in (path, *(folder / name for name in names)):
         try:
-            sources.append(Source(str(file), read_rule_file(file)))
+            sources.append(Source(shown(file), read_rule_file(file)))
         except ConfigError as error:
             problems.append(str(error))
-    if not problems and sum(len(source.data) for source in sources) > MAX_FILE_BYTES:
-        problems = [f"{files[1].parent}: all rule files together have more than {MAX_FILE_BYTES} bytes"]
+            continue
+        left -= len(sources[-1].data)
+        if left < 0:  # no more of them is read: 500 times the most would be 8 GB
+            problems.append(f"{shown(folder)}: all rule files together have more than {MAX_FILE_BYTES} bytes")
+            break
     if problems:
         raise ConfigError("\n".join(problems))
     return sources
@@ -56,15 +77,21 @@ def read_rule_files(path: Path, folder: Path) -> list[Source]:
 
 def read_rule_file(path: Path) -> bytes:
     """The bytes of a rule file; raises ConfigError when it is absent, no regular file, or too large."""
+    name = shown(path)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        raise ConfigError(f"{name}: cannot be read: {error.strerror}") from None
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
         os.close(fd)  # before fdopen, which fails for a folder in its own way
-        raise ConfigError(f"{path}: is not a regular file")
+        raise ConfigError(f"{name}: is not a regular file")
     with os.fdopen(fd, "rb") as file:
-        data = file.read(MAX_FILE_BYTES + 1)
-    if len(data) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path}: has more than {MAX_FILE_BYTES} bytes")
+        # What is too large by its size is not read at all; it may grow, hence the bound of the reading.
+        try:
+            data = file.read(MAX_FILE_BYTES + 1) if found.st_size <= MAX_FILE_BYTES else None
+        except OSError as error:
+            raise ConfigError(f"{name}: cannot be read: {error.strerror}") from None
+    if data is None or len(data) > MAX_FILE_BYTES:
+        raise ConfigError(f"{name}: has more than {MAX_FILE_BYTES} bytes")
     return data

@@ -21,6 +21,9 @@ from kwsiem.rules.watch import LoadRequest
 
 MAX_MEMORY_BYTES: Final = 2 * 2**30
 MAX_CPU_S: Final = 50
+#: More than anybody reads, and less than what the sensor takes (1 MiB).
+MAX_PROBLEMS: Final = 200
+MAX_PROBLEM: Final = 1000
 
 
 def main() -> int:
@@ -33,7 +36,7 @@ def main() -> int:
     try:
         result, status = load_rules(request.sources, request.kinds).encode(), 0
     except RuleFileError as error:
-        problems = [str(problem) for problem in error.problems[:200]]
+        problems = [str(problem)[:MAX_PROBLEM] for problem in error.problems[:MAX_PROBLEMS]]
         result, status = msgspec.json.encode(problems), EXIT_CONFIG
     except (MemoryError, RecursionError) as error:
         problems = [f"{request.sources[0].name}: too much to load: {type(error).__name__}"]

@@ -7,6 +7,7 @@ memory file is handed on unread.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -19,8 +20,9 @@ from typing import Any, Final
 import msgspec
 
 from kwsiem import clock
+from kwsiem.errors import ConfigError
 from kwsiem.event import EventKind
-from kwsiem.rules.files import files_of, read_rule_files, signature_of
+from kwsiem.rules.files import files_of, read_rule_files, shown, signature_of
 from kwsiem.rules.source import Source
 from kwsiem.watch import SETTLE_S, Signature
 
@@ -74,8 +76,8 @@ class RuleFiles:
     @property
     def folders(self) -> set[Path]:
         """Folders in which a change may concern the files: their own, and those of every link on the way."""
-        found = {self.folder.absolute(), self.folder.resolve()}
-        for file in files_of(self.path, self.folder):
+        found = {self.folder.absolute(), _real(self.folder), _real(self.path).parent}
+        for file in (self.folder, *files_of(self.path, self.folder)):
             found |= _folders_to(file)
         return found
 
@@ -107,23 +109,30 @@ class RuleFiles:
         if tried != self._tried:
             self._failed_before = False
         self._tried, self._retry_s = tried, None
+        self.disk_sha256 = ""  # not known until all of it has been read
         sources = read_rule_files(self.path, self.folder)
         self.disk_sha256 = hashlib.sha256(b"".join(source.data for source in sources)).hexdigest()
-        request = LoadRequest(self._user, sources, dict(kinds))
-        request_fd = _memory_file("kwsiem-request", msgspec.msgpack.encode(request))
-        self._result_fd = _memory_file("kwsiem-rules", b"")
+        request = msgspec.msgpack.encode(LoadRequest(self._user, sources, dict(kinds)))
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-m", "kwsiem.rules.loader"],
-                stdin=request_fd,
-                stdout=self._result_fd,
-                start_new_session=True,
-            )
-        finally:
-            os.close(request_fd)
+            self._start(request)
+        except OSError as error:  # no descriptors, processes or memory left: who asked must not end of it
+            raise ConfigError(f"the rules cannot be loaded: {error.strerror}") from None
         self._started_s = now_s
-        self.pidfd = os.pidfd_open(self._process.pid)
         return self.pidfd
+
+    def _start(self, request: bytes) -> None:
+        """Start the loader child with its request on standard input; after an OSError there is none."""
+        argv = [sys.executable, "-I", "-m", "kwsiem.rules.loader"]
+        with contextlib.ExitStack() as undo:
+            self._result_fd = _memory_file("kwsiem-rules", b"")
+            undo.callback(os.close, self._result_fd)
+            with os.fdopen(_memory_file("kwsiem-request", request), "rb") as given:
+                process = subprocess.Popen(argv, stdin=given, stdout=self._result_fd, start_new_session=True)
+            undo.callback(process.wait)
+            undo.callback(process.kill)
+            self.pidfd = os.pidfd_open(process.pid)
+            undo.pop_all()
+        self._process = process
 
     def enforce(self, now_s: float) -> None:
         """Kill a loader that takes too long."""
@@ -173,8 +182,8 @@ class RuleFiles:
     def status(self) -> dict[str, Any]:
         """Files, number of rules, both hashes, whether the running rules are stale, since when and why."""
         return {
-            "file": str(self.path),
-            "files": [str(file) for file in files_of(self.path, self.folder)],
+            "file": shown(self.path),
+            "files": [shown(file) for file in files_of(self.path, self.folder)],
             "rules": self.rules,
             "loaded": clock.iso(self.loaded_ns) if self.loaded_ns else None,
             "loaded_sha256": self.loaded_sha256,
@@ -192,12 +201,19 @@ def _folders_to(path: Path) -> set[Path]:
     found = {path.parent.absolute()}
     hop = path
     for _ in range(8):
-        if not hop.is_symlink():
+        try:
+            hop = hop.parent / hop.readlink()
+        except OSError:  # no link, or no longer there
             break
-        hop = hop.parent / hop.readlink()
         found.add(hop.parent.absolute())
-    found.add(path.resolve().parent)
+    if hop is not path:
+        found.add(_real(path).parent)
     return found
+
+
+def _real(path: Path) -> Path:
+    """The path without links; unlike Path.resolve it bears links that lead to themselves."""
+    return Path(os.path.realpath(path))
 
 
 def _memory_file(name: str, data: bytes) -> int:

@@ -1,7 +1,7 @@
 """Reload under full load: 150,000 lines a second from a file, the rules replaced all the time, nothing missed.
 
 The engine process alone, driven over its links as the sensor drives it. How fast it goes is printed by
-``bench/``; here only counts decide.
+``bench/reload.py``; here only counts decide.
 """
 
 import os
@@ -33,7 +33,7 @@ from kwsiem.rules.source import Source
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
 
-LINES = 1_500_000
+LINES = 2_000_000
 LINES_PER_S = 150_000
 RELOADS = 20
 KIND = EventKind("test.load", parse_fields("source.ip:ip test.number:u32"))
@@ -47,8 +47,17 @@ rules:
     correlation: {type: event_count, timespan: 10m, condition: {gte: 1}}
     suppress: 1h
 """
-#: A thousand rules that differ in each version.
-CHANGING = """  - id: changing-NUMBER
+#: Waits for numbers that do not come, until it is changed to take all.
+CHANGED = """  - id: changed
+    title: Changed while the load goes on
+    level: low
+    event: test.load
+    detection: {every: {test.number|gte: LEAST}, condition: every}
+    correlation: {type: event_count, timespan: 10m, condition: {gte: 1}}
+    suppress: 1h
+"""
+#: A thousand rules that differ in each version, and never fire.
+OTHERS = """  - id: other-NUMBER
     title: Changes
     level: low
     event: test.load
@@ -58,11 +67,12 @@ CHANGING = """  - id: changing-NUMBER
 """
 
 
-def rules(version: int, steady: bool = True):
-    """The steady rule, and a thousand that need ``version`` thousand events: they never fire."""
+def rules(version: int, steady: bool = True, least: int | None = 10_000):
+    """The steady rule, the one that is changed in the end, and a thousand that differ in each version."""
     text = STEADY if steady else "version: 1\nrules:\n"
+    text += CHANGED.replace("LEAST", str(least)) if least is not None else ""
     for number in range(1000):
-        text += CHANGING.replace("NUMBER", str(number)).replace("THRESHOLD", str(100_000 + version))
+        text += OTHERS.replace("NUMBER", str(number)).replace("THRESHOLD", str(100_000 + version))
     return load_rules([Source("rules.yaml", text.encode())], {"test.load": KIND})
 
 
@@ -148,53 +158,80 @@ def write_file(path) -> None:
             )
 
 
-def feed(path, fd: int) -> None:
-    """The file into the pipe at LINES_PER_S, or as fast as it is read."""
-    size = path.stat().st_size
-    per_s = size / LINES * LINES_PER_S
-    begun = time.monotonic()
-    sent = 0
-    with path.open("rb") as file, os.fdopen(fd, "wb", buffering=0) as pipe:
-        while data := file.read(64 * 1024):
-            view = memoryview(data)
-            while view:
-                view = view[pipe.write(view) :]
-            sent += len(data)
-            time.sleep(max(0.0, begun + sent / per_s - time.monotonic()))
+class Feeder(threading.Thread):
+    """Writes the file into the pipe at LINES_PER_S, or as fast as it is read; the last lines when told to."""
+
+    def __init__(self, path, fd: int) -> None:
+        super().__init__()
+        self.sent = 0
+        self.lines = 0
+        self.end = threading.Event()
+        self._path = path
+        self._fd = fd
+
+    @property
+    def part(self) -> float:
+        """How much of the file is in the pipe, 0 to 1."""
+        return self.sent / self._path.stat().st_size
+
+    def run(self) -> None:
+        size = self._path.stat().st_size
+        per_s = size / LINES * LINES_PER_S
+        begun = time.monotonic()
+        with self._path.open("rb") as file, os.fdopen(self._fd, "wb", buffering=0) as pipe:
+            while data := file.read(64 * 1024):
+                if self.sent > size * 0.97:
+                    self.end.wait()
+                view = memoryview(data)
+                while view:
+                    view = view[pipe.write(view) :]
+                self.sent += len(data)
+                self.lines += data.count(b"\n")
+                time.sleep(max(0.0, begun + self.sent / per_s - time.monotonic()))
+
+
+def totals(engine: Engine, rule: str, state: str) -> list[int]:
+    """The counts in a rule's alerts of one state."""
+    return [alert.count for alert in engine.raised if (alert.rule_id, alert.state) == (rule, state)]
 
 
 def test_reload_under_full_load_misses_and_doubles_no_event(engine, tmp_path):
     write_file(tmp_path / "lines")
     versions = [rules(version) for version in range(2)]
+    changed, without = rules(0, least=0), rules(0, steady=False, least=None)
     engine.link.send(EngineStart(host="h", user="nobody", offset_ns=0))
     engine.until(lambda: engine.ready, "the engine is ready")
     engine.offer(versions[0])
     reader, writer = os.pipe()
     engine.link.send(ProbeAttach(kinds=ProbeKinds("load", {1: KIND}), generation=1), [reader])
     os.close(reader)
-    thread = threading.Thread(target=feed, args=(tmp_path / "lines", writer))
-    thread.start()
-    engine.until(lambda: engine.raised, "the first event")
+    feeder = Feeder(tmp_path / "lines", writer)
+    feeder.start()
     for number in range(1, RELOADS + 1):
+        engine.until(lambda part=number / (RELOADS + 2): feeder.part > part, "more of the file is sent")
         said = engine.offer(versions[number % 2])
-        assert (said.error, said.rules) == ("", 1001)
-        assert thread.is_alive(), "the file ended before the last reload"
-        engine.pump_for(0.2)
-    thread.join()
-    engine.until(
-        lambda: engine.stats.get("engine", {}).get("events", {}).get("test.load") == LINES, "all lines"
-    )
+        assert (said.error, said.rules) == ("", 1002)
+    assert totals(engine, "changed", "open") == []
+    engine.offer(changed)
+    feeder.end.set()
+    feeder.join()
+    engine.until(lambda: engine.stats.get("lines", {}).get("load", {}).get("received") == LINES, "all lines")
     lines = engine.stats["lines"]["load"]
-    assert (lines["received"], lines["accepted"], lines["rejected"]) == (LINES, LINES, {})
-    assert engine.stats["engine"]["errors"] == {}
+    assert (feeder.lines, lines["accepted"], lines["rejected"]) == (LINES, LINES, {})
+    assert engine.stats["engine"]["events"] == {"test.load": LINES}
+    assert (engine.stats["engine"]["errors"], engine.stats["failed_batches"]) == ({}, 0)
     # The rule that stayed the same ends: its close says how many events it has counted.
-    engine.offer(rules(9, steady=False))
-    engine.until(
-        lambda: any(alert.state == "close" for alert in engine.raised), "the close of the steady rule"
-    )
-    assert [alert.count for alert in engine.raised if alert.state == "close"] == [LINES]
-    assert {alert.rule_id for alert in engine.raised} == {"steady"}
+    engine.offer(without)
+    engine.until(lambda: totals(engine, "changed", "close"), "the close of both rules")
+    assert totals(engine, "steady", "open") == [1]
+    assert totals(engine, "steady", "close") == [LINES]
+    # The one that was changed counts from then on, all lines that came after it.
+    assert totals(engine, "changed", "open") == [1]
+    assert LINES * 0.03 <= totals(engine, "changed", "close")[0] < LINES
+    assert {alert.rule_id for alert in engine.raised} == {"steady", "changed"}
     engine.link.send(Stop())
     assert engine.process.wait(10) == 0
     took = sorted(message.took_ms for message in engine.taken)
-    print(f"1,001 rules taken over in {took[len(took) // 2]:.0f} ms (longest {took[-1]:.0f})")
+    print(
+        f"{len(took)} times 1,002 rules taken over in {took[len(took) // 2]:.0f} ms (longest {took[-1]:.0f})"
+    )
