@@ -10,7 +10,8 @@ cd "$(dirname "$0")/.."
 say() { printf '\033[1m== %s\033[0m\n' "$*" >&2; }
 
 RUN_PACKAGES="bpftrace ipset iptables iproute2 python3 python3-venv"
-TEST_PACKAGES="sec nmap hydra hping3 openssh-server openssh-client sshpass rsyslog procps util-linux curl nginx-light
+TEST_PACKAGES="sec nmap hydra hping3 openssh-server openssh-client sshpass rsyslog rsyslog-relp rsyslog-openssl
+    liblognorm-utils openssl procps util-linux curl nginx-light
     libpam-modules debootstrap"
 
 as_root() {
@@ -74,6 +75,7 @@ if [ "${1:-}" = "--test" ]; then
     install_packages $TEST_PACKAGES
     make_environment packaging/requirements-test.lock
     as_root packaging/test-roots.sh
+    as_root packaging/test-peers.sh
 else
     make_environment packaging/requirements.lock
 fi

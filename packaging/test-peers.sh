@@ -1,0 +1,34 @@
+#!/bin/sh
+# syslog-ng for the tests, unpacked into a folder of its own: Debian's rsyslog and syslog-ng-core exclude each
+# other, so it is never installed. Idempotent.
+#
+#   packaging/test-peers.sh [FOLDER]        default: $KWSIEM_TEST_PEERS, else /var/cache/kwsiem-test-peers
+set -eu
+folder=${1:-${KWSIEM_TEST_PEERS:-/var/cache/kwsiem-test-peers}}
+root=$folder/syslog-ng
+[ -e "$root.done" ] && exit 0
+printf '\033[1m== %s\033[0m\n' "syslog-ng into $root" >&2
+rm -rf --one-file-system "$root" "$folder/debs"
+mkdir -p "$root" "$folder/debs"
+# What syslog-ng-core needs beside what this host has: asked of apt, which leaves out what is installed.
+cd "$folder/debs"
+apt-get install --simulate --no-install-recommends -qq syslog-ng-core 2>/dev/null |
+    awk '$1 == "Inst" { print $2 }' > wanted
+# shellcheck disable=SC2046
+apt-get download -qq $(cat wanted) >/dev/null
+for deb in *.deb; do
+    dpkg-deb --extract "$deb" "$root"
+done
+cd "$folder"
+rm -rf "$folder/debs"
+# Started through this, it finds its own libraries, modules and includes, and not those of the host.
+cat > "$folder/run-syslog-ng" <<END
+#!/bin/sh
+root=$root
+LD_LIBRARY_PATH=\$(find "\$root" -name '*.so*' -printf '%h:' | tr ':' '\n' | sort -u | paste -sd:)
+export LD_LIBRARY_PATH
+exec "\$root/usr/sbin/syslog-ng" --module-path "\$(dirname "\$(find "\$root" -name libsyslogformat.so)")" "\$@"
+END
+chmod 755 "$folder/run-syslog-ng"
+"$folder/run-syslog-ng" --version >/dev/null
+touch "$root.done"
