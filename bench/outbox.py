@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from kwsiem.alert import Alert
-from kwsiem.config import OutputSettings, Settings
+from kwsiem.config import Settings
 from kwsiem.document import document
 from kwsiem.link import Link, link_pair
 from kwsiem.messages import (
@@ -33,8 +33,9 @@ from kwsiem.messages import (
     Stop,
 )
 from kwsiem.outbox import Item, Outbox
+from kwsiem.output_settings import FileSettings
 from kwsiem.outputs.file import FileOutput
-from kwsiem.outputs.worker import Worker
+from kwsiem.outputs.worker import Route, Worker
 
 ALERTS = 20_000
 GROUPS = (1, 10, 100, 500)
@@ -64,7 +65,7 @@ def throughput(folder: Path, group: int) -> None:
     count = min(ALERTS, group * 500)
     outbox = Outbox(folder / f"bench-{group}.db", ["file"])
     output = FileOutput(folder / f"bench-{group}.jsonl", 2**30, 1)
-    worker = Worker("file", output, outbox, lambda data: data + b"\n")
+    worker = Worker("file", output, outbox, Route(lambda data: data + b"\n"))
     alerts = [alert(number) for number in range(count)]
     begin = time.perf_counter()
     items = [Item(a.id, 8, msgspec.json.encode(document(a))) for a in alerts]
@@ -99,7 +100,7 @@ def latency(folder: Path) -> None:
     )
     sensor: Link[FromCourier] = Link(ours, FromCourier)
     engine: Link[CourierToEngine] = Link(engine_end, CourierToEngine)
-    outputs = (OutputSettings(name="file", type="file", path=str(state / "alerts.jsonl")),)
+    outputs = (FileSettings(name="file", path=str(state / "alerts.jsonl")),)
     settings = Settings(state_dir=str(state), outputs=outputs)
     sensor.send(CourierStart(host="bench", settings=msgspec.to_builtins(settings)))
     select.select([sensor], [], [], 30)

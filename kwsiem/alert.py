@@ -21,6 +21,9 @@ ECS_VERSION: Final = "9.4.0"
 #: Sigma's levels, from least to most, and the number each has in every format (0 to 10).
 LEVELS: Final[Mapping[str, int]] = {"informational": 0, "low": 3, "medium": 5, "high": 8, "critical": 10}
 
+#: High and critical alerts do not wait behind a long queue.
+URGENT_SEVERITY: Final = 8
+
 #: An alert's document is never larger than this; evidence is cut first.
 MAX_DOCUMENT_BYTES: Final = 60 * 1024
 MAX_EVIDENCE_EVENTS: Final = 10

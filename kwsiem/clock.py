@@ -6,6 +6,7 @@ Wall time is ``ts_ns + offset``; the offset is measured at start and again every
 
 from __future__ import annotations
 
+import functools
 import time
 from datetime import datetime, timezone
 
@@ -16,6 +17,13 @@ NS_PER_MS = 1_000_000
 def boot_ns() -> int:
     """CLOCK_BOOTTIME in nanoseconds: the clock of events."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+@functools.cache
+def boot_id() -> str:
+    """The kernel's id of this boot: CLOCK_BOOTTIME of two boots cannot be compared."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
+        return file.read().strip()
 
 
 def wall_ns() -> int:

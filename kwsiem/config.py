@@ -17,37 +17,11 @@ from typing import Any, Final, Literal, Union
 import msgspec
 
 from kwsiem.errors import ConfigError, Problem
+from kwsiem.output_settings import OUTPUT_TYPES, ConsoleSettings, FileSettings, OutputSettings
 from kwsiem.yamltree import Node, place_of, read_document
 
 CONFIG_PATH: Final = Path("/etc/kwsiem/kwsiem.yaml")
 CONFIG_VARIABLE: Final = "KWSIEM_CONFIG"
-
-Level = Literal["informational", "low", "medium", "high", "critical"]
-
-
-class OutputSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One destination of alerts.
-
-    ``format`` empty means the type's default: console text, file ecs, syslog cef. ``level`` is the least
-    level that is sent. ``path`` is the file to write, or the unix socket of syslog (default /dev/log).
-    ``header`` empty means RFC 5424, but for /dev/log the short one that syslog daemons expect there.
-    """
-
-    name: str
-    type: Literal["console", "file", "syslog"]
-    format: Literal["", "ecs", "json", "cef", "text"] = ""
-    level: Level = "informational"
-    path: str = ""
-    transport: Literal["unix", "udp", "tcp"] = "unix"
-    host: str = "127.0.0.1"
-    port: int = 514
-    framing: Literal["octet-counting", "newline"] = "octet-counting"
-    header: Literal["", "rfc5424", "local"] = ""
-    facility: str = "local6"
-    app_name: str = "kwsiem"
-    timeout_s: float = 5.0
-    max_bytes: int = 100 * 2**20
-    keep: int = 5
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,7 +29,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     ``user`` is who the engine and the courier run as (``nobody`` when it does not exist). ``probes`` are
     folders of ``.bt`` files, a later one overrides an earlier one by file name. ``record`` is a file that
-    every line the engine reads is copied to, for ``kwsiem replay``; empty means off.
+    every line the engine reads is copied to, for ``kwsiem replay``; empty means off. ``env_file`` holds the
+    secrets that outputs name, as KEY=value lines. The outbox keeps ``history_alerts`` that are settled and
+    drops waiting ones, the oldest first and counted, over ``outbox_max_bytes``.
     """
 
     host: str = ""
@@ -69,6 +45,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     bpftrace: str = "bpftrace"
     record: str = ""
+    env_file: str = "/etc/kwsiem/env"
+    history_alerts: int = 100_000
+    outbox_max_bytes: int = 1 << 30
     outputs: tuple[OutputSettings, ...] = ()
 
     @property
@@ -123,12 +102,12 @@ def resolve(settings: Settings) -> Settings:
     beside = Path(settings.rules).absolute().parent if settings.rules else own_rules.parent
     rules = settings.rules or str(own_rules if own_rules.exists() else shipped / "rules.yaml")
     outputs = settings.outputs or (
-        OutputSettings(name="console", type="console"),
-        OutputSettings(name="file", type="file"),
+        ConsoleSettings(name="console"),
+        FileSettings(name="file"),
     )
     outputs = tuple(
         msgspec.structs.replace(output, path=str(Path(settings.state_dir) / "alerts.jsonl"))
-        if output.type == "file" and not output.path
+        if isinstance(output, FileSettings) and not output.path
         else output
         for output in outputs
     )
@@ -143,10 +122,18 @@ def resolve(settings: Settings) -> Settings:
 
 
 _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
-    "port": (1, 65535),
+    "port": (0, 65535),  # 0: that of the transport
     "timeout_s": (0.1, 300),
     "max_bytes": (4096, 2**40),
     "keep": (0, 1000),
+    "history_alerts": (1000, 10_000_000),
+    "outbox_max_bytes": (2**20, 2**40),
+    "rate_per_min": (0, 60_000),
+    "max_age_s": (0, 10 * 365 * 86400),
+    "acknowledge_timeout_s": (1, 3600),
+    "chunk_bytes": (512, 65_467),
+    "max_message_bytes": (0, 2**20),
+    "digest_over": (1, 1000),
 }
 KeyPath = tuple[Union[str, int], ...]
 
@@ -206,8 +193,21 @@ class _Reader:
             self.wrong(path, f"expected a list, got {value!r}")
             return ()
         before = len(self._problems)
-        made = [self.checked((*path, index), item, OutputSettings) for index, item in enumerate(value)]
-        return () if len(self._problems) > before else tuple(OutputSettings(**item) for item in made)
+        made = [self._output((*path, index), item) for index, item in enumerate(value)]
+        return () if len(self._problems) > before else tuple(output for output in made if output)
+
+    def _output(self, path: KeyPath, value: Any) -> OutputSettings | None:
+        """One output, read by the struct that its ``type`` names."""
+        before = len(self._problems)
+        kind = value.get("type") if isinstance(value, Mapping) else None
+        if isinstance(value, Mapping) and (not isinstance(kind, str) or kind not in OUTPUT_TYPES):
+            here = (*path, "type") if "type" in value else path
+            self.wrong(here, f"expected one of {', '.join(OUTPUT_TYPES)}, got {kind!r}")
+            return None
+        cls = OUTPUT_TYPES.get(str(kind), ConsoleSettings)
+        rest = {k: v for k, v in value.items() if k != "type"} if isinstance(value, Mapping) else value
+        found = self.checked(path, rest, cls)
+        return cls(**found) if len(self._problems) == before else None
 
     def unique_outputs(self, outputs: tuple[OutputSettings, ...]) -> None:
         """Two outputs cannot share a name: it is their place in the outbox."""

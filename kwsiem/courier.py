@@ -16,27 +16,16 @@ import selectors
 import signal
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from kwsiem import clock, logs, rights
-from kwsiem.alert import LEVELS
-from kwsiem.config import OutputSettings, Settings
+from kwsiem.config import Settings
+from kwsiem.delivery import make_output, make_route
 from kwsiem.document import document
-from kwsiem.errors import LinkError, OutputError
-from kwsiem.formats import FORMATS
-from kwsiem.formats.fit import fit
-from kwsiem.formats.syslog import (
-    MAX_STREAM_BYTES,
-    MAX_UDP_BYTES,
-    frame_newline,
-    frame_octets,
-    header,
-    local_header,
-)
+from kwsiem.errors import LinkError
 from kwsiem.link import Link
 from kwsiem.messages import (
     AlertRaised,
@@ -50,11 +39,10 @@ from kwsiem.messages import (
     ToCourier,
 )
 from kwsiem.outbox import Item, Outbox, balanced
+from kwsiem.output_settings import OutputSettings
 from kwsiem.outputs.base import Output
-from kwsiem.outputs.console import ConsoleOutput
-from kwsiem.outputs.file import FileOutput
-from kwsiem.outputs.syslog import DatagramOutput, TcpOutput
 from kwsiem.outputs.worker import Worker, WorkerThread
+from kwsiem.secret import secrets_of
 
 GROUP_ALERTS: Final = 500
 TICK_S: Final = 0.2
@@ -62,51 +50,8 @@ TICK_S: Final = 0.2
 DRAIN_S: Final = 2.0
 #: The courier of before, whose sensor was killed, ends within this.
 LOCK_S: Final = 10.0
-LOCAL_SOCKET: Final = "/dev/log"
 
 log = logging.getLogger("kwsiem.courier")
-
-
-def make_output(settings: OutputSettings, stdout_fd: int = 1) -> Output:
-    """The output that the settings name; ``stdout_fd`` is negative when the process has no such thing."""
-    frame = frame_octets if settings.framing == "octet-counting" else frame_newline
-    if settings.type == "console":
-        return ConsoleOutput(stdout_fd, settings.timeout_s)
-    if settings.type == "file":
-        return FileOutput(Path(settings.path), settings.max_bytes, settings.keep)
-    if settings.transport == "tcp":
-        return TcpOutput(settings.host, settings.port, settings.timeout_s, frame)
-    if settings.transport == "udp":
-        return DatagramOutput((settings.host, settings.port), settings.timeout_s, frame)
-    return DatagramOutput(settings.path or LOCAL_SOCKET, settings.timeout_s, frame)
-
-
-def make_renderer(settings: OutputSettings) -> Callable[[bytes], bytes]:
-    """From the stored document to the bytes that the output moves; raises OutputError when it cannot fit."""
-    default = {"console": "text", "file": "ecs", "syslog": "cef"}[settings.type]
-    render = FORMATS[settings.format or default]
-    if settings.type != "syslog":
-        return lambda data: render(msgspec.json.decode(data)).encode() + b"\n"
-    head = local_header if _is_local(settings) else header
-    most = MAX_UDP_BYTES if settings.transport == "udp" else MAX_STREAM_BYTES
-    pid = os.getpid()
-
-    def syslog(data: bytes) -> bytes:
-        found: Mapping[str, Any] = msgspec.json.decode(data)
-        begin = head(found, settings.facility, settings.app_name, pid)
-        line = fit(render, found, most - len(begin))
-        if line is None:
-            raise OutputError(f"larger than {most} bytes in every form", retryable=False)
-        return begin.encode() + line.encode()
-
-    return syslog
-
-
-def _is_local(settings: OutputSettings) -> bool:
-    """Whether messages get the header of the local socket; by default only where stock daemons expect it."""
-    if settings.header:
-        return settings.header == "local"
-    return settings.transport == "unix" and (settings.path or LOCAL_SOCKET) == LOCAL_SOCKET
 
 
 class CourierProcess:
@@ -136,14 +81,24 @@ class CourierProcess:
         logs.setup("courier", settings.log_level)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "stopping", True))
+        outputs = [(output, self._output(output, Path(settings.env_file))) for output in settings.outputs]
         rights.drop(settings.user)
         state = Path(settings.state_dir)
         self._lock = _lock(state / "courier.lock")
-        self.outbox = Outbox(state / "kwsiem.db", [output.name for output in settings.outputs])
-        self._threads = [WorkerThread(self._worker(output)) for output in settings.outputs]
+        self.outbox = Outbox(
+            state / "kwsiem.db",
+            [output.name for output in settings.outputs],
+            history=settings.history_alerts,
+            max_bytes=settings.outbox_max_bytes,
+        )
+        self._threads = [WorkerThread(self._worker(*pair)) for pair in outputs]
         self.sensor.send(Ready(pid=os.getpid()))
 
-    def _worker(self, settings: OutputSettings) -> Worker:
+    def _output(self, settings: OutputSettings, env_file: Path) -> Output:
+        """One output, with its secrets and keys, while we are still root."""
+        return make_output(settings, secrets_of(settings, env_file), self._stdout_fd)
+
+    def _worker(self, settings: OutputSettings, output: Output) -> Worker:
         def changed(state: str, previous: str, reason: str) -> None:
             self._states.append(
                 {
@@ -154,14 +109,7 @@ class CourierProcess:
                 }
             )
 
-        return Worker(
-            settings.name,
-            make_output(settings, self._stdout_fd),
-            self.outbox,
-            make_renderer(settings),
-            min_severity=LEVELS[settings.level],
-            on_state=changed,
-        )
+        return Worker(settings.name, output, self.outbox, make_route(settings), on_state=changed)
 
     def run(self) -> None:
         """Serve until told to stop or until the sensor is gone."""

@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 EXIT_GOOD = 0
@@ -67,14 +67,28 @@ class UnavailableError(KwsiemError):
 
 
 class OutputError(KwsiemError):
-    """A destination did not take what was sent.
+    """A destination did not take what was sent, or only some of it.
 
-    ``retryable`` tells whether the same bytes may succeed later (receiver down, time-out) or never
-    will (too large, refused as malformed). ``sent`` is how many alerts of the batch were taken before
-    it; when not retryable, the next one is the one that was refused.
+    The first ``sent`` alerts of the batch were taken, and so were those whose index is in ``taken``;
+    ``refused`` says of an index why it will never be taken. ``retryable`` tells whether the others may
+    succeed later (receiver down, time-out, queue full): then the worker waits, for ``retry_after_s`` at
+    least when the destination named it. When not retryable the others are sent at once again, and without
+    any index in ``refused`` it is the one after ``sent`` that was refused.
     """
 
-    def __init__(self, message: str, *, retryable: bool = True, sent: int = 0) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retryable: bool = True,
+        sent: int = 0,
+        taken: Iterable[int] = (),
+        refused: Mapping[int, str] | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.retryable = retryable
         self.sent = sent
+        self.retry_after_s = retry_after_s
+        self.refused = dict(refused or ({} if retryable else {sent: message}))
+        self.taken = frozenset((*range(sent), *taken)) - self.refused.keys()

@@ -12,6 +12,8 @@ from typing import Final
 
 from pythonjsonlogger.json import JsonFormatter
 
+from kwsiem.secret import MaskFilter
+
 _LEVELS: Final = {
     "debug": logging.DEBUG,
     "info": logging.INFO,
@@ -37,4 +39,5 @@ def setup(process: str, level: str = "info", log_file: str = "") -> None:
         handlers.append(logging.FileHandler(log_file, encoding="utf-8", errors="backslashreplace"))
     for handler in handlers:
         handler.setFormatter(formatter)
+        handler.addFilter(MaskFilter())
     logging.basicConfig(level=_LEVELS[level], handlers=handlers, force=True)

@@ -22,13 +22,20 @@ from typing import Any, Final
 
 import msgspec
 
-from kwsiem.clock import wall_ns
+from kwsiem.alert import URGENT_SEVERITY
+from kwsiem.clock import NS_PER_S, boot_id, boot_ns, wall_ns
 
 log = logging.getLogger("kwsiem.outbox")
 
 HISTORY_ALERTS: Final = 100_000
 MAX_BYTES: Final = 1 << 30
 MAX_DEAD_LETTERS: Final = 10_000
+#: Notes that an output keeps (the message of an incident in a chat), the oldest go.
+MAX_NOTES: Final = 10_000
+#: What was sent over a connection without acknowledgement is sent again after a reconnect: so many alerts
+#: at most, and none that was sent longer ago. A receiver that kept the connection for so long has read it.
+REPLAY_ALERTS: Final = 50_000
+REPLAY_S: Final = 600
 #: Rows that one call removes at most: twice the largest group, so that removing keeps up with storing.
 _PRUNE_ROWS: Final = 1_000
 #: SQLite waits so long for another process that reads or copies the file.
@@ -50,6 +57,18 @@ CREATE TABLE IF NOT EXISTS dead_letters (
     number INTEGER PRIMARY KEY, output TEXT NOT NULL, seq INTEGER NOT NULL, id TEXT NOT NULL,
     reason TEXT NOT NULL, at_ns INTEGER NOT NULL, document BLOB NOT NULL
 );
+CREATE TABLE IF NOT EXISTS ahead (
+    output TEXT NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (output, seq)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS sendings (
+    output TEXT NOT NULL, boot TEXT NOT NULL, at_s INTEGER NOT NULL, seq INTEGER NOT NULL,
+    PRIMARY KEY (output, boot, at_s)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS notes (
+    number INTEGER PRIMARY KEY, output TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL,
+    UNIQUE (output, key)
+);
+CREATE INDEX IF NOT EXISTS urgent ON alerts (seq) WHERE severity >= {URGENT_SEVERITY};
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 INSERT OR IGNORE INTO counters VALUES ('head', 0), ('duplicates', 0);
 """  # noqa: S608 - a number of ours
@@ -165,40 +184,108 @@ class Outbox:
 
     def waiting(self, output: str, limit: int) -> list[Stored]:
         """The next alerts that an output has not settled, oldest first, at most ``limit``."""
+        return self._read(
+            "SELECT seq, id, severity, document FROM alerts"
+            " WHERE seq > (SELECT cursor FROM outputs WHERE name = :output)"
+            " AND NOT EXISTS (SELECT 1 FROM ahead WHERE output = :output AND ahead.seq = alerts.seq)"
+            " ORDER BY seq LIMIT :limit",
+            output=output, limit=limit,
+        )  # fmt: skip
+
+    def urgent(self, output: str, after: int, limit: int) -> list[Stored]:
+        """The oldest waiting alerts behind ``after`` whose severity is URGENT_SEVERITY or more."""
+        return self._read(
+            "SELECT seq, id, severity, document FROM alerts INDEXED BY urgent"  # noqa: S608 - a number of ours
+            f" WHERE seq > :after AND severity >= {URGENT_SEVERITY}"
+            " AND NOT EXISTS (SELECT 1 FROM ahead WHERE output = :output AND ahead.seq = alerts.seq)"
+            " ORDER BY seq LIMIT :limit",
+            output=output, after=after, limit=limit,
+        )  # fmt: skip
+
+    def sent(self, output: str, after: int, limit: int) -> list[Stored]:
+        """Alerts behind ``after`` that an output has settled, oldest first, as far as they are there."""
+        return self._read(
+            "SELECT seq, id, severity, document FROM alerts WHERE seq > :after"
+            " AND (seq <= (SELECT cursor FROM outputs WHERE name = :output)"
+            " OR EXISTS (SELECT 1 FROM ahead WHERE output = :output AND ahead.seq = alerts.seq))"
+            " ORDER BY seq LIMIT :limit",
+            output=output, after=after, limit=limit,
+        )  # fmt: skip
+
+    def _read(self, query: str, **values: Any) -> list[Stored]:
         with self._guarded():
-            rows = self._quick.execute(
-                "SELECT seq, id, severity, document FROM alerts"
-                " WHERE seq > (SELECT cursor FROM outputs WHERE name = ?) ORDER BY seq LIMIT ?",
-                (output, limit),
-            ).fetchall()
+            rows = self._quick.execute(query, values).fetchall()
         return [Stored(*row) for row in rows]
 
     def settle(
-        self, output: str, delivered: Sequence[int], filtered: Sequence[int], dead: Sequence[tuple[int, str]]
+        self,
+        output: str,
+        delivered: Sequence[int],
+        filtered: Sequence[int],
+        dead: Sequence[tuple[int, str]],
+        *,
+        replays: bool = False,
     ) -> None:
-        """Count what became of the oldest waiting alerts of an output and move its cursor past them.
+        """Count what became of waiting alerts of an output, each dead one with its reason.
 
-        The sequence numbers of all three together are those of the oldest waiting alerts, without gaps;
-        each dead one comes with its reason. What was dropped in the meantime (to make room) has been
-        counted already and is passed over.
+        The cursor moves past them when they are the oldest; what is settled further on is remembered
+        until the cursor gets there. What was settled or dropped in the meantime is passed over. With
+        ``replays`` it is remembered for :meth:`replay_after` that they were sent now.
         """
         with self._guarded(), _transaction(self._quick) as db:
             (cursor,) = db.execute("SELECT cursor FROM outputs WHERE name = ?", (output,)).fetchone()
-            buried = [(seq, reason) for seq, reason in dead if seq > cursor]
-            done = [seq for seq in delivered if seq > cursor]
-            below = [seq for seq in filtered if seq > cursor]
-            _bury(db, output, buried)
-            db.execute(
-                "UPDATE outputs SET cursor = ?, delivered = delivered + ?, dead = dead + ?,"
-                " filtered = filtered + ? WHERE name = ?",
-                (
-                    max([cursor, *done, *below, *(seq for seq, _ in buried)]),
-                    len(done),
-                    len(buried),
-                    len(below),
-                    output,
-                ),
+            last = max((*delivered, *filtered, *(seq for seq, _ in dead)), default=cursor)
+            known = {
+                seq
+                for (seq,) in db.execute(
+                    "SELECT seq FROM ahead WHERE output = ? AND seq <= ?", (output, last)
+                )
+            }
+            done, below, buried = (
+                [seq for seq in seqs if seq > cursor and seq not in known]
+                for seqs in (delivered, filtered, [seq for seq, _ in dead])
             )
+            _bury(db, output, [(seq, reason) for seq, reason in dead if seq in set(buried)])
+            _advance(db, output, cursor, sorted({*done, *below, *buried}))
+            db.execute(
+                "UPDATE outputs SET delivered = delivered + ?, dead = dead + ?, filtered = filtered + ?"
+                " WHERE name = ?",
+                (len(done), len(buried), len(below), output),
+            )
+            if replays and done:
+                _note_sending(db, output, min(done))
+
+    def replay_after(self, output: str) -> int:
+        """The sequence number behind which alerts were sent less than REPLAY_S ago, or before a reboot.
+
+        At most REPLAY_ALERTS lie between it and the newest one; it is the newest itself when none does.
+        """
+        with self._guarded():
+            head = _counter(self._quick, "head")
+            (first,) = self._quick.execute(
+                "SELECT min(seq) FROM sendings WHERE output = ? AND (boot != ? OR at_s >= ?)",
+                (output, boot_id(), boot_ns() // NS_PER_S - REPLAY_S),
+            ).fetchone()
+            (cursor,) = self._quick.execute("SELECT cursor FROM outputs WHERE name = ?", (output,)).fetchone()
+        return head if first is None else max(first - 1, cursor - REPLAY_ALERTS)
+
+    # notes --------------------------------------------------------------------------------------
+
+    def note(self, output: str, key: str) -> str | None:
+        """What an output has noted under a key."""
+        with self._guarded():
+            row = self._quick.execute(
+                "SELECT value FROM notes WHERE output = ? AND key = ?", (output, key)
+            ).fetchone()
+        return row[0] if row else None
+
+    def set_note(self, output: str, key: str, value: str) -> None:
+        """Note something for an output; it keeps the latest MAX_NOTES."""
+        with self._guarded(), _transaction(self._quick) as db:
+            db.execute(
+                "INSERT OR REPLACE INTO notes (output, key, value) VALUES (?, ?, ?)", (output, key, value)
+            )
+            db.execute("DELETE FROM notes WHERE number <= (SELECT max(number) FROM notes) - ?", (MAX_NOTES,))
 
     # keeping within bounds ----------------------------------------------------------------------
 
@@ -236,11 +323,12 @@ class Outbox:
         with self._guarded():
             head = _counter(self._quick, "head")
             rows = self._quick.execute(
-                "SELECT name, base, cursor, delivered, dead, dropped, filtered FROM outputs"
+                "SELECT name, base, cursor, delivered, dead, dropped, filtered,"
+                " (SELECT count(*) FROM ahead WHERE output = name) FROM outputs"
             ).fetchall()
         return {
-            name: Ledger(head - base, delivered, head - cursor, dead, dropped, filtered)
-            for name, base, cursor, delivered, dead, dropped, filtered in rows
+            name: Ledger(head - base, delivered, head - cursor - ahead, dead, dropped, filtered)
+            for name, base, cursor, delivered, dead, dropped, filtered, ahead in rows
             if name in self._names
         }
 
@@ -385,12 +473,53 @@ def _drop(db: sqlite3.Connection, names: Sequence[str], floor: int) -> int:
     for name in names:
         (cursor,) = db.execute("SELECT cursor FROM outputs WHERE name = ?", (name,)).fetchone()
         if cursor < floor:
-            db.execute(
-                "UPDATE outputs SET cursor = ?, dropped = dropped + ? WHERE name = ?",
-                (floor, floor - cursor, name),
-            )
-            dropped += floor - cursor
+            (settled,) = db.execute(
+                "SELECT count(*) FROM ahead WHERE output = ? AND seq <= ?", (name, floor)
+            ).fetchone()
+            lost = floor - cursor - settled
+            db.execute("UPDATE outputs SET dropped = dropped + ? WHERE name = ?", (lost, name))
+            _advance(db, name, floor, [])
+            dropped += lost
     return dropped
+
+
+def _advance(db: sqlite3.Connection, output: str, cursor: int, settled: Sequence[int]) -> None:
+    """Move an output's cursor from ``cursor`` over all that is settled without a gap; keep the rest.
+
+    ``settled`` is sorted, above the cursor, and not in the table ``ahead``.
+    """
+    db.executemany("INSERT INTO ahead VALUES (?, ?)", [(output, seq) for seq in _behind_gap(cursor, settled)])
+    cursor += len(settled) - len(_behind_gap(cursor, settled))
+    for (seq,) in db.execute(
+        "SELECT seq FROM ahead WHERE output = ? AND seq > ? ORDER BY seq", (output, cursor)
+    ):
+        if seq != cursor + 1:
+            break
+        cursor = seq
+    db.execute("DELETE FROM ahead WHERE output = ? AND seq <= ?", (output, cursor))
+    db.execute("UPDATE outputs SET cursor = ? WHERE name = ?", (cursor, output))
+
+
+def _behind_gap(cursor: int, settled: Sequence[int]) -> Sequence[int]:
+    """What of a sorted sequence does not follow the cursor without a gap."""
+    for index, seq in enumerate(settled):
+        if seq != cursor + 1 + index:
+            return settled[index:]
+    return ()
+
+
+def _note_sending(db: sqlite3.Connection, output: str, first: int) -> None:
+    """Remember that alerts from ``first`` on were sent now, and forget what was sent too long ago."""
+    now_s = boot_ns() // NS_PER_S
+    db.execute(
+        "INSERT INTO sendings VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (output, boot, at_s) DO UPDATE SET seq = min(seq, excluded.seq)",
+        (output, boot_id(), now_s, first),
+    )
+    db.execute(
+        "DELETE FROM sendings WHERE output = ? AND (seq < ? OR (boot = ? AND at_s < ?))",
+        (output, first - 2 * REPLAY_ALERTS, boot_id(), now_s - REPLAY_S),
+    )
 
 
 def _bury(db: sqlite3.Connection, output: str, dead: Sequence[tuple[int, str]]) -> None:

@@ -11,8 +11,9 @@ from typing import Any, Final
 
 import msgspec
 
-from kwsiem.config import OutputSettings, Settings, load_settings, resolve
+from kwsiem.config import Settings, load_settings, resolve
 from kwsiem.errors import ConfigError, RuleFileError
+from kwsiem.output_settings import ConsoleSettings, FileSettings, OutputSettings
 from kwsiem.rules.files import read_rule_files
 from kwsiem.rules.load import load_rules
 from kwsiem.rules.model import RuleSet
@@ -66,7 +67,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         old = str(Path(settings.state_dir))
         changes["outputs"] = tuple(
             msgspec.structs.replace(output, path="")
-            if output.type == "file" and str(Path(output.path).parent) == old
+            if isinstance(output, FileSettings) and str(Path(output.path).parent) == old
             else output
             for output in settings.outputs
         )
@@ -87,8 +88,8 @@ def _console(outputs: tuple[OutputSettings, ...], wanted: str) -> tuple[OutputSe
         raise ConfigError(
             f"--output: expected console:FORMAT with one of {', '.join(FORMAT_NAMES)}, got {wanted!r}"
         )
-    others = tuple(output for output in outputs if output.type != "console")
-    console = msgspec.convert({"name": "console", "type": "console", "format": form}, OutputSettings)
+    others = tuple(output for output in outputs if not isinstance(output, ConsoleSettings))
+    console = msgspec.convert({"name": "console", "format": form, "type": "console"}, ConsoleSettings)
     return (console, *others)
 
 

@@ -1,13 +1,15 @@
-"""What every output is: a name, an honest label, and four verbs.
+"""What every output is: an honest label, and four verbs.
 
-An output moves bytes and nothing else: filtering, rendering, batching, retrying and counting are done once
-for all of them in :mod:`kwsiem.outputs.worker`.
+An output moves bytes and nothing else: filtering, rendering, batching, rates, retrying and counting are
+done once for all of them in :mod:`kwsiem.outputs.worker`. A constructor runs as root, before the rights are
+dropped: files with keys are read there, and what is imported late is imported there. The verbs run without
+rights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final, Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
@@ -18,21 +20,38 @@ UNCONFIRMED: Final[Label] = "sent, unconfirmed"
 
 
 class Rendered(msgspec.Struct, frozen=True):
-    """One alert in the form of its output; ``severity`` is 0 to 10."""
+    """One alert in the form of its output.
+
+    ``severity`` is 0 to 10; ``data`` is what the output's format made of it, ``source`` the stored document
+    as JSON.
+    """
 
     id: str
     severity: int
     data: bytes
+    source: bytes = b"{}"
+
+    @property
+    def document(self) -> Mapping[str, Any]:
+        """The ECS document, for outputs that need a fact of it beside ``data``; decoded at each call."""
+        found: dict[str, Any] = msgspec.json.decode(self.source)
+        return found
 
 
 class Output(Protocol):
     """One destination. All verbs are called from one thread; each ends within the output's time-out.
 
-    Every verb but :meth:`close` raises OutputError, which says whether the same may succeed later and how
-    many of a batch were taken.
+    Every verb but :meth:`close` raises OutputError, which says whether the same may succeed later and
+    which alerts of a batch were taken. ``batch_alerts`` is the most alerts that :meth:`send` is given.
+    ``replays`` is true where what was sent may be lost with the connection: after each new :meth:`open` the
+    worker sends again what was sent last. ``answer`` is what the destination said last, in words, for
+    ``kwsiem outputs test``.
     """
 
     label: Label
+    batch_alerts: int
+    replays: bool
+    answer: str
 
     def open(self) -> None:
         """Make ready to send; called again before each try after an error."""
@@ -45,3 +64,12 @@ class Output(Protocol):
 
     def close(self) -> None:
         """Let go of what is open; may be called at any time, and twice."""
+
+
+class BaseOutput:
+    """The attributes of an output with their usual values."""
+
+    label: Label = CONFIRMED
+    batch_alerts: int = 200
+    replays: bool = False
+    answer: str = ""

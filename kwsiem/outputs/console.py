@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from kwsiem.errors import OutputError
-from kwsiem.outputs.base import UNCONFIRMED, Label, Rendered
+from kwsiem.outputs.base import UNCONFIRMED, BaseOutput, Label, Rendered
 
 #: From this severity on -> SGR code (ECMA-48): critical, high, medium, low, informational.
 _COLOURS: Final = ((10, b"1;31"), (8, b"31"), (5, b"33"), (3, b"36"), (0, b"2"))
@@ -16,7 +16,7 @@ _COLOURS: Final = ((10, b"1;31"), (8, b"31"), (5, b"33"), (3, b"36"), (0, b"2"))
 _CHUNK: Final = 4096
 
 
-class ConsoleOutput:
+class ConsoleOutput(BaseOutput):
     """Writes lines to a descriptor that others may share, so it is never made non-blocking.
 
     ``fd`` may be negative when there is no standard output. A reader that takes nothing for

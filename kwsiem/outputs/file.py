@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kwsiem.errors import OutputError
-from kwsiem.outputs.base import CONFIRMED, Label, Rendered
+from kwsiem.outputs.base import CONFIRMED, BaseOutput, Label, Rendered
 
 _MODE = 0o640
 
 
-class FileOutput:
+class FileOutput(BaseOutput):
     """Appends to ``path``; over ``max_bytes`` it becomes ``path.1`` and so on up to ``path.KEEP``."""
 
     label: Label = CONFIRMED

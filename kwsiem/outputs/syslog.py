@@ -2,10 +2,9 @@
 
 Plain TCP has no acknowledgement: a write that succeeded is in a buffer of our kernel, and what a receiver
 had not read when it ended is gone, with no error before the write after next. So the sender looks for the
-end of the connection before and after each batch, and once a second when idle, and keeps the last messages
-in a bounded :class:`Window`; after a reconnect they are sent again. A receiver that restarts loses nothing
-of them and gets some twice, with the same alert id. Bound: WINDOW_MESSAGES, WINDOW_BYTES, WINDOW_S. The
-window lives in memory: it does not outlast the courier.
+end of the connection before and after each batch, and once a second when idle, and the worker sends again
+what it sent last when a new connection stands (``replays``; the bounds are the outbox's). A receiver that
+restarts loses nothing of that and gets some twice, with the same alert id.
 """
 
 from __future__ import annotations
@@ -15,18 +14,12 @@ import errno
 import os
 import select
 import socket
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from kwsiem.clock import monotonic_s
 from kwsiem.errors import OutputError
-from kwsiem.outputs.base import UNCONFIRMED, Label, Rendered
+from kwsiem.outputs.base import UNCONFIRMED, BaseOutput, Label, Rendered
 
-WINDOW_MESSAGES: Final = 2048
-WINDOW_BYTES: Final = 4 * 2**20
-#: A receiver that kept the connection for so long after a message has read it.
-WINDOW_S: Final = 600.0
 #: TCP gives up on unacknowledged data after the time-out (tcp(7), milliseconds).
 _TCP_USER_TIMEOUT: Final = 18
 _POLLRDHUP: Final = 0x2000  # bits/poll.h
@@ -35,7 +28,7 @@ _CHUNK: Final = 64 * 1024
 Frame = Callable[[bytes], bytes]
 
 
-class DatagramOutput:
+class DatagramOutput(BaseOutput):
     """One datagram for each alert: a local socket (``address`` is a path) or UDP (host and port).
 
     A local socket that is a stream (some syslog daemons) is served with ``frame`` around each message.
@@ -120,40 +113,11 @@ class DatagramOutput:
         return sock
 
 
-class Window:
-    """The last messages sent over a stream, bounded in number, bytes and age."""
-
-    def __init__(self) -> None:
-        self._messages: deque[tuple[float, bytes]] = deque()
-        self._bytes = 0
-
-    def __len__(self) -> int:
-        return len(self._messages)
-
-    def add(self, message: bytes, now_s: float) -> None:
-        """Remember a message; the oldest ones beyond a bound are forgotten."""
-        self._messages.append((now_s, message))
-        self._bytes += len(message)
-        while len(self._messages) > WINDOW_MESSAGES or self._bytes > WINDOW_BYTES:
-            self._forget_oldest()
-
-    def forget_before(self, time_s: float) -> None:
-        """Forget what was sent before that time."""
-        while self._messages and self._messages[0][0] < time_s:
-            self._forget_oldest()
-
-    def messages(self) -> list[bytes]:
-        """All that is remembered, oldest first."""
-        return [message for _, message in self._messages]
-
-    def _forget_oldest(self) -> None:
-        self._bytes -= len(self._messages.popleft()[1])
-
-
-class TcpOutput:
+class TcpOutput(BaseOutput):
     """A stream of framed messages over TCP; ``frame`` is octet counting or newline (RFC 6587)."""
 
     label: Label = UNCONFIRMED
+    replays = True
 
     def __init__(self, host: str, port: int, timeout_s: float, frame: Frame) -> None:
         self._host = host
@@ -161,10 +125,9 @@ class TcpOutput:
         self._timeout_s = timeout_s
         self._frame = frame
         self._socket: socket.socket | None = None
-        self._window = Window()
 
     def open(self) -> None:
-        """Connect, and send again what an earlier connection may have lost."""
+        """Connect."""
         self.close()
         try:
             sock = socket.create_connection((self._host, self._port), self._timeout_s)
@@ -174,8 +137,6 @@ class TcpOutput:
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             sock.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, int(self._timeout_s * 1000))
-        self._write(self._window.messages())
-        self.check()
 
     def check(self) -> None:
         """Raise OutputError when the receiver has closed or reset the connection."""
@@ -185,20 +146,15 @@ class TcpOutput:
         for _, events in poller.poll(0):
             if events & (_POLLRDHUP | select.POLLHUP | select.POLLERR) or not self._discard():
                 raise OutputError(f"{self._where}: the receiver closed the connection")
-        self._window.forget_before(monotonic_s() - WINDOW_S)
 
     def send(self, batch: Sequence[Rendered]) -> None:
-        """Send framed messages; they are remembered until they are surely read."""
+        """Send framed messages."""
         self.check()
-        frames = [self._frame(alert.data) for alert in batch]
-        self._write(frames)
+        self._write([self._frame(alert.data) for alert in batch])
         self.check()
-        now_s = monotonic_s()
-        for frame in frames:
-            self._window.add(frame, now_s)
 
     def close(self) -> None:
-        """Close the connection; what was sent stays remembered for the next one."""
+        """Close the connection."""
         if self._socket:
             self._socket.close()
             self._socket = None

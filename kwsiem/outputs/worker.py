@@ -1,8 +1,8 @@
 """One worker for each output: takes what waits in the outbox, sends it, and counts what became of it.
 
-The same for all outputs: the minimum level, rendering, batches, retries with exponential back-off and
-jitter, dead letters. :meth:`Worker.step` does one round and says when to come back; it reads no clock and
-never sleeps, :class:`WorkerThread` does that.
+The same for all outputs: routing, rendering, batches, rates with digests, retries with exponential back-off
+and jitter, dead letters, replay after a reconnect. :meth:`Worker.step` does one round and
+says when to come back; it reads no clock and never sleeps, :class:`WorkerThread` does that.
 """
 
 from __future__ import annotations
@@ -14,18 +14,28 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
+import msgspec
+
+from kwsiem.alert import URGENT_SEVERITY
 from kwsiem.clock import iso, monotonic_s, wall_ns
 from kwsiem.errors import OutputError
 from kwsiem.outputs.base import Output, Rendered
+from kwsiem.outputs.pace import Pace
+from kwsiem.secret import mask
 from kwsiem.text import clean
 
 log = logging.getLogger("kwsiem.outputs")
 
-BATCH_ALERTS: Final = 200
 BACKOFF_FIRST_S: Final = 0.1
 BACKOFF_MOST_S: Final = 60.0
+#: A destination that asks for a longer pause than this does not get it.
+RETRY_AFTER_MOST_S: Final = 3600.0
+#: A connection that held for so long counts as good: the next error begins with the shortest pause.
+STABLE_S: Final = 5.0
 #: How often an idle output is asked whether its destination is still there.
 CHECK_S: Final = 1.0
+#: The most alerts in one digest.
+DIGEST_ALERTS: Final = 1000
 _MAX_REASON: Final = 256
 
 
@@ -55,17 +65,57 @@ class Source(Protocol):
     def waiting(self, output: str, limit: int) -> Sequence[Waiting]:
         """The oldest alerts not settled yet."""
 
+    def urgent(self, output: str, after: int, limit: int) -> Sequence[Waiting]:
+        """The oldest high and critical alerts behind sequence number ``after`` that are not settled yet."""
+
     def settle(
-        self, output: str, delivered: Sequence[int], filtered: Sequence[int], dead: Sequence[tuple[int, str]]
+        self,
+        output: str,
+        delivered: Sequence[int],
+        filtered: Sequence[int],
+        dead: Sequence[tuple[int, str]],
+        *,
+        replays: bool = False,
     ) -> None:
-        """What became of the oldest alerts: sequence numbers, with a reason for the dead."""
+        """What became of alerts: sequence numbers, with a reason for the dead.
+
+        With ``replays`` it is remembered when they were sent.
+        """
+
+    def replay_after(self, output: str) -> int:
+        """The sequence number behind which what was sent may have been lost with the connection."""
+
+    def sent(self, output: str, after: int, limit: int) -> Sequence[Waiting]:
+        """Alerts behind ``after`` that were settled, oldest first."""
+
+
+class Parcel(msgspec.Struct, frozen=True):
+    """One message, and the sequence numbers of the alerts in it (several in a digest)."""
+
+    seqs: tuple[int, ...]
+    rendered: Rendered
+
+
+class Route(msgspec.Struct, frozen=True):
+    """Which alerts an output gets, in what form, and how fast.
+
+    ``wants`` looks at a document (None: all of them); ``render`` makes its bytes and may raise OutputError
+    when it cannot (too large for the destination). When more than ``digest_over`` alerts wait and ``pace``
+    lets fewer through, ``digest`` makes one document of many; without it they wait their turn.
+    """
+
+    render: Callable[[bytes], bytes]
+    min_severity: int = 0
+    wants: Callable[[bytes], bool] | None = None
+    pace: Pace | None = None
+    digest: Callable[[Sequence[bytes]], bytes] | None = None
+    digest_over: int = 5
 
 
 class Worker:
     """Carries alerts from the outbox to one output.
 
-    ``render`` makes the bytes of a document and may raise OutputError when it cannot (too large for the
-    destination). ``on_state`` is called with (state, previous state, reason) when the state changes.
+    ``on_state`` is called with (state, previous state, reason) when the state changes.
     """
 
     def __init__(
@@ -73,9 +123,8 @@ class Worker:
         name: str,
         output: Output,
         source: Source,
-        render: Callable[[bytes], bytes],
+        route: Route,
         *,
-        min_severity: int = 0,
         on_state: Callable[[str, str, str], None] = lambda *_: None,
         random_source: random.Random | None = None,
     ) -> None:
@@ -84,15 +133,18 @@ class Worker:
         self.since_ns = wall_ns()
         self.last_error = ""
         self.retries = 0
+        self.replayed = 0
+        self.digested = 0
         self._output = output
         self._source = source
-        self._render = render
-        self._min_severity = min_severity
+        self._route = route
         self._on_state = on_state
         self._random = random_source or random.Random()  # noqa: S311 jitter is no secret
         self._is_open = False
+        self._opened_s = 0.0
         self._failures = 0
         self._next_try_s = 0.0
+        self._replay_after: int | None = None
 
     def step(self, now_s: float) -> float:
         """One round at time ``now_s`` (monotonic); gives the seconds until the next one is due.
@@ -102,16 +154,10 @@ class Worker:
         if now_s < self._next_try_s:
             return self._next_try_s - now_s
         try:
-            if not self._is_open:
-                self._output.open()
-                self._is_open = True
-            batch = self._source.waiting(self.name, BATCH_ALERTS)
-            if not batch:
-                self._output.check()
-            else:
-                self._carry(batch)
+            self._ensure_open(now_s)
+            wait_s = 0.0 if self._replay() else self._forward(now_s)
         except OutputError as error:
-            return self._failed(str(error), now_s)
+            return self._failed(str(error), now_s, error.retry_after_s or 0.0)
         except sqlite3.Error as error:
             log.exception("output %s cannot read the outbox", self.name)
             return self._failed(f"outbox: {error}", now_s)
@@ -119,9 +165,10 @@ class Worker:
             # The edge of the stage: a fault in one output must not end its thread, nor go unnoticed.
             log.exception("output %s failed unexpectedly", self.name)
             return self._failed(f"{type(error).__name__}: {error}", now_s)
-        self._failures = 0
+        if not self._output.replays or now_s - self._opened_s >= STABLE_S:
+            self._failures = 0
         self._change("ready", "")
-        return 0.0 if batch else CHECK_S
+        return wait_s
 
     def stats(self) -> dict[str, Any]:
         """State and last error, for the courier's counters."""
@@ -130,6 +177,8 @@ class Worker:
             "since": iso(self.since_ns),
             "last_error": self.last_error,
             "retries": self.retries,
+            "replayed": self.replayed,
+            "digested": self.digested,
             "label": self._output.label,
         }
 
@@ -138,75 +187,185 @@ class Worker:
         self._output.close()
         self._is_open = False
 
-    def _carry(self, batch: Sequence[Waiting]) -> None:
-        """Send one batch and settle it, as far as it went; raises OutputError when it must be tried again.
+    def _ensure_open(self, now_s: float) -> None:
+        if self._is_open:
+            return
+        self._output.open()
+        self._is_open = True
+        self._opened_s = now_s
+        if self._output.replays:
+            self._replay_after = self._source.replay_after(self.name)
 
-        What is refused for good becomes a dead letter and the rest goes on.
+    def _replay(self) -> bool:
+        """Send again a batch of what an earlier connection may have lost; False when nothing is left.
+
+        It is settled already, so nothing is counted but ``replayed``; an error begins it anew.
         """
-        filtered = [item.seq for item in batch if item.severity < self._min_severity]
+        if self._replay_after is None:
+            return False
+        batch = self._source.sent(self.name, self._replay_after, self._output.batch_alerts)
+        if not batch:
+            self._replay_after = None
+            return False
+        parcels, _, _ = self._sorted_out(batch)
+        if parcels:
+            self._output.send([parcel.rendered for parcel in parcels])
+        self.replayed += len(parcels)
+        self._replay_after = batch[-1].seq
+        return True
+
+    def _forward(self, now_s: float) -> float:
+        """Send what waits, as far as the pace allows; gives the seconds until the next round."""
+        pace = self._route.pace
+        if pace and not pace.free(now_s):
+            return min(CHECK_S, pace.wait_s(now_s))
+        batch = self._batch(DIGEST_ALERTS if pace and self._route.digest else self._output.batch_alerts)
+        if not batch:
+            self._output.check()
+            return CHECK_S
+        parcels, filtered, dead = self._sorted_out(batch)
+        chosen = self._paced(parcels, now_s) if pace else parcels
+        done, refused, error = self._send(chosen)
+        self._settle(batch, done, filtered, dead, refused)
+        if error:
+            raise error
+        return 0.0
+
+    def _batch(self, limit: int) -> list[Waiting]:
+        """The oldest alerts; in a long queue a quarter of the places is for high ones, also from behind.
+
+        They go first; without the others' three quarters a storm of high alerts would hold up all others.
+        """
+        batch = list(self._source.waiting(self.name, limit))
+        ordinary = [item for item in batch if item.severity < URGENT_SEVERITY]
+        if len(batch) < limit or not ordinary:
+            return batch
+        high = [item for item in batch if item.severity >= URGENT_SEVERITY]
+        if len(high) < limit // 4:
+            high += self._source.urgent(self.name, batch[-1].seq, limit // 4 - len(high))
+        return [*high, *ordinary[: limit - len(high)]]
+
+    def _sorted_out(self, batch: Sequence[Waiting]) -> tuple[list[Parcel], list[int], list[tuple[int, str]]]:
+        """The batch apart: what is to be sent, what this output does not want, what cannot be rendered."""
+        parcels: list[Parcel] = []
+        filtered: list[int] = []
         dead: list[tuple[int, str]] = []
-        ready: list[tuple[int, Rendered]] = []
         for item in batch:
-            if item.severity >= self._min_severity:
-                self._make_ready(item, ready, dead)
-        sent = 0
-        try:
-            while sent < len(ready):
-                sent += self._send(ready[sent:], dead)
-        except OutputError as error:
-            sent += error.sent
-            # Only what lies before the first unsent alert is settled: the cursor has no gaps.
-            border = ready[sent][0] if sent < len(ready) else batch[-1].seq + 1
-            self._settle([seq for seq, _ in ready[:sent]], filtered, dead, border)
-            raise
-        self._settle([seq for seq, _ in ready], filtered, dead, batch[-1].seq + 1)
+            try:
+                if not self._wants(item):
+                    filtered.append(item.seq)
+                    continue
+                rendered = Rendered(item.id, item.severity, self._route.render(item.document), item.document)
+                parcels.append(Parcel((item.seq,), rendered))
+            except OutputError as error:
+                dead.append((item.seq, str(error)))
+            except Exception as error:
+                # A document that cannot be rendered must not hold up all that come after it.
+                log.exception("alert %s cannot be rendered for output %s", item.id, self.name)
+                dead.append((item.seq, f"cannot be rendered: {type(error).__name__}: {error}"))
+        return parcels, filtered, dead
 
-    def _make_ready(
-        self, item: Waiting, ready: list[tuple[int, Rendered]], dead: list[tuple[int, str]]
-    ) -> None:
-        try:
-            data = self._render(item.document)
-        except OutputError as error:
-            dead.append((item.seq, str(error)))
-        except Exception as error:
-            # A document that cannot be rendered must not hold up all that come after it.
-            log.exception("alert %s cannot be rendered for output %s", item.id, self.name)
-            dead.append((item.seq, f"cannot be rendered: {type(error).__name__}: {error}"))
-        else:
-            ready.append((item.seq, Rendered(item.id, item.severity, data)))
+    def _wants(self, item: Waiting) -> bool:
+        if item.severity < self._route.min_severity:
+            return False
+        return self._route.wants is None or self._route.wants(item.document)
 
-    def _send(self, ready: Sequence[tuple[int, Rendered]], dead: list[tuple[int, str]]) -> int:
-        """Send; gives how many are done with: all of them, or those up to one that was refused for good."""
-        try:
-            self._output.send([rendered for _, rendered in ready])
-        except OutputError as error:
-            if error.retryable:
-                raise
-            dead.append((ready[error.sent][0], str(error)))
-            log.warning("output %s refused alert %s: %s", self.name, ready[error.sent][1].id, error)
-            return error.sent + 1
-        return len(ready)
+    def _paced(self, parcels: list[Parcel], now_s: float) -> list[Parcel]:
+        """What may go now: each by itself, or when too many wait the most severe ones and a digest."""
+        assert self._route.pace
+        free = self._route.pace.free(now_s)
+        chosen = parcels[:free]
+        if self._route.digest and len(parcels) > max(free, self._route.digest_over):
+            worst = sorted(parcels, key=lambda parcel: -parcel.rendered.severity)[: free - 1]
+            single = {parcel.seqs for parcel in worst}
+            rest = [parcel for parcel in parcels if parcel.seqs not in single]
+            chosen = [*(parcel for parcel in parcels if parcel.seqs in single), self._digest(rest)]
+        self._route.pace.take(len(chosen), now_s)
+        return chosen
+
+    def _digest(self, parcels: Sequence[Parcel]) -> Parcel:
+        assert self._route.digest
+        source = self._route.digest([parcel.rendered.source for parcel in parcels])
+        rendered = Rendered(
+            f"digest-{parcels[0].rendered.id}-{parcels[-1].rendered.id}",
+            max(parcel.rendered.severity for parcel in parcels),
+            self._route.render(source),
+            source,
+        )
+        return Parcel(tuple(seq for parcel in parcels for seq in parcel.seqs), rendered)
+
+    def _send(
+        self, parcels: Sequence[Parcel]
+    ) -> tuple[list[Parcel], list[tuple[int, str]], OutputError | None]:
+        """Send; gives what was taken, what was refused for good, and the error that stopped it, if any."""
+        done: list[Parcel] = []
+        refused: list[tuple[int, str]] = []
+        pending = list(parcels)
+        while pending:
+            try:
+                self._output.send([parcel.rendered for parcel in pending])
+            except OutputError as error:
+                done += [parcel for index, parcel in enumerate(pending) if index in error.taken]
+                for index, reason in error.refused.items():
+                    if index < len(pending):
+                        refused += [(seq, reason) for seq in pending[index].seqs]
+                        log.warning(
+                            "output %s refused alert %s: %s", self.name, pending[index].rendered.id, reason
+                        )
+                left = [
+                    parcel
+                    for index, parcel in enumerate(pending)
+                    if index not in error.taken and index not in error.refused
+                ]
+                if error.retryable or len(left) == len(pending):
+                    return done, refused, error
+                pending = left
+            else:
+                done += pending
+                pending = []
+        return done, refused, None
 
     def _settle(
-        self, done: Sequence[int], filtered: Sequence[int], dead: Sequence[tuple[int, str]], border: int
+        self,
+        batch: Sequence[Waiting],
+        done: Sequence[Parcel],
+        filtered: Sequence[int],
+        dead: Sequence[tuple[int, str]],
+        refused: Sequence[tuple[int, str]],
     ) -> None:
-        buried = {seq for seq, _ in dead}
+        """Settle what is done with.
+
+        Filtered and unrenderable alerts count only up to the first one that goes on waiting: behind it they
+        would be looked at again and again, and remembered one by one.
+        """
+        delivered = [seq for parcel in done for seq in parcel.seqs]
+        self.digested += sum(len(parcel.seqs) for parcel in done if len(parcel.seqs) > 1)
+        settled = {*delivered, *filtered, *(seq for seq, _ in (*dead, *refused))}
+        border = min((item.seq for item in batch if item.seq not in settled), default=None)
         self._source.settle(
             self.name,
-            [seq for seq in done if seq < border and seq not in buried],
-            [seq for seq in filtered if seq < border],
-            [(seq, clean(reason, _MAX_REASON)) for seq, reason in dead if seq < border],
+            delivered,
+            [seq for seq in filtered if border is None or seq < border],
+            [
+                (seq, clean(mask(reason), _MAX_REASON))
+                for seq, reason in (*(d for d in dead if border is None or d[0] < border), *refused)
+            ],
+            replays=self._output.replays,
         )
 
-    def _failed(self, reason: str, now_s: float) -> float:
-        """Close, remember why, and wait: full jitter below a ceiling that doubles from 0.1 s to 60 s."""
+    def _failed(self, reason: str, now_s: float, least_s: float = 0.0) -> float:
+        """Close, remember why, and wait: full jitter below a ceiling that doubles from 0.1 s to 60 s.
+
+        It is never shorter than ``least_s``, the pause that the destination asked for.
+        """
         self._output.close()
         self._is_open = False
         ceiling_s = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2.0 ** min(self._failures, 16))
         self._failures += 1
         self.retries += 1
-        self.last_error = clean(reason, _MAX_REASON)
+        self.last_error = clean(mask(reason), _MAX_REASON)
         wait_s = self._random.uniform(BACKOFF_FIRST_S, max(BACKOFF_FIRST_S, ceiling_s))
+        wait_s = max(wait_s, min(least_s, RETRY_AFTER_MOST_S))
         self._next_try_s = now_s + wait_s
         self._change("failing", self.last_error)
         return wait_s

@@ -13,13 +13,13 @@ import msgspec
 import pytest
 
 from kwsiem.alert import Alert
-from kwsiem.config import OutputSettings
-from kwsiem.courier import make_output, make_renderer
+from kwsiem.delivery import make_output, make_renderer, make_route
 from kwsiem.document import document
 from kwsiem.errors import OutputError
 from kwsiem.formats import FORMATS
 from kwsiem.formats.syslog import MAX_STREAM_BYTES, MAX_UDP_BYTES
 from kwsiem.outbox import Item, Outbox
+from kwsiem.output_settings import SyslogSettings
 from kwsiem.outputs.base import Rendered
 from kwsiem.outputs.worker import Worker
 
@@ -143,10 +143,10 @@ TRANSPORTS = {
 }
 
 
-def settings_of(rsyslog: Rsyslog, transport: str, name: str = "cef") -> OutputSettings:
+def settings_of(rsyslog: Rsyslog, transport: str, name: str = "cef") -> SyslogSettings:
     path = {"unix-local": str(rsyslog.socket), "unix-rfc5424": f"{rsyslog.socket}.plain"}.get(transport, "")
-    return OutputSettings(
-        name="siem", type="syslog", format=name, path=path, port=rsyslog.port, facility="local3", app_name="kwsiem",
+    return SyslogSettings(
+        name="siem", format=name, path=path, port=rsyslog.port, facility="local3", app_name="kwsiem",
         **TRANSPORTS[transport],
     )  # fmt: skip
 
@@ -155,7 +155,7 @@ def settings_of(rsyslog: Rsyslog, transport: str, name: str = "cef") -> OutputSe
 @pytest.mark.parametrize("transport", sorted(TRANSPORTS))
 def test_every_field_arrives_as_it_was_sent(rsyslog, transport, name):
     settings = settings_of(rsyslog, transport, name)
-    output, render = make_output(settings), make_renderer(settings)
+    output, render = make_output(settings, {}), make_renderer(settings)
     rendered = [
         Rendered(found["event"]["id"], found["event"]["severity"], render(msgspec.json.encode(found)))
         for found in DOCUMENTS
@@ -192,8 +192,8 @@ def test_a_receiver_that_restarts_in_mid_stream_gets_every_alert(rsyslog, tmp_pa
     """200 numbered alerts; rsyslogd ends after the first half, stays away while some are sent, and comes back."""
     outbox = Outbox(tmp_path / "kwsiem.db", ["siem"])
     settings = settings_of(rsyslog, transport)
-    output = make_output(settings)
-    worker = Worker("siem", output, outbox, make_renderer(settings))
+    output = make_output(settings, {})
+    worker = Worker("siem", output, outbox, make_route(settings))
     documents = [document(alert(number)) for number in range(200)]
     now_s = 0.0
 
@@ -240,7 +240,7 @@ def test_a_receiver_that_is_killed_with_everything_unread_gets_it_all_from_the_n
     """The worst case: rsyslogd is stopped (SIGSTOP), 200 alerts go into its socket, and it is killed."""
     outbox = Outbox(tmp_path / "kwsiem.db", ["siem"])
     settings = settings_of(rsyslog, "tcp-octets")
-    worker = Worker("siem", make_output(settings), outbox, make_renderer(settings))
+    worker = Worker("siem", make_output(settings, {}), outbox, make_route(settings))
     worker.step(0.0)
     os.kill(rsyslog.process.pid, 19)
     documents = [document(alert(number)) for number in range(200)]
@@ -260,6 +260,6 @@ def test_a_receiver_that_is_killed_with_everything_unread_gets_it_all_from_the_n
 
 def test_nobody_there_is_an_error_that_can_be_retried(rsyslog):
     rsyslog.stop()
-    output = make_output(settings_of(rsyslog, "tcp-octets"))
+    output = make_output(settings_of(rsyslog, "tcp-octets"), {})
     with pytest.raises(OutputError, match="refused"):
         output.open()

@@ -6,13 +6,14 @@ import pytest
 
 from kwsiem.config import Settings, load_settings, parse_settings, resolve
 from kwsiem.errors import ConfigError
+from kwsiem.output_settings import type_of
 
 
 def test_everything_has_a_default(monkeypatch, tmp_path):
     monkeypatch.setattr("kwsiem.config.CONFIG_PATH", tmp_path / "absent.yaml")
     monkeypatch.delenv("KWSIEM_CONFIG", raising=False)
     settings = load_settings()
-    assert [output.type for output in settings.outputs] == ["console", "file"]
+    assert [type_of(output) for output in settings.outputs] == ["console", "file"]
     assert settings.outputs[1].path == "/var/lib/kwsiem/alerts.jsonl"
     assert Path(settings.rules).name == "rules.yaml"
     assert settings.host
@@ -55,7 +56,7 @@ outputs:
     assert lines[2].startswith("k.yaml:4:15: outputs.0.type: ")
     assert lines[3].startswith("k.yaml:5:30: outputs.1.colour: unknown key")
     assert "key 'name' is missing" in lines[4]
-    assert lines[5].startswith("k.yaml:7:29: outputs.3.port: must be 1 to 65535, got 99999")
+    assert lines[5].startswith("k.yaml:7:29: outputs.3.port: must be 0 to 65535, got 99999")
 
 
 @pytest.mark.parametrize(

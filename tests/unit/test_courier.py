@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from kwsiem import rights
-from kwsiem.config import OutputSettings, Settings
+from kwsiem.config import Settings
 from kwsiem.document import document
 from kwsiem.link import Link, link_pair
 from kwsiem.messages import (
@@ -30,6 +30,7 @@ from kwsiem.messages import (
     Stop,
 )
 from kwsiem.outbox import recent_alerts
+from kwsiem.output_settings import ConsoleSettings, FileSettings, SyslogSettings
 
 DEADLINE_S = 20.0
 WITHOUT_STDOUT = "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
@@ -132,7 +133,7 @@ def start(folder):
     started = []
 
     def begin(*outputs, **options):
-        chosen = outputs or (OutputSettings(name="file", type="file", path=str(folder / "alerts.jsonl")),)
+        chosen = outputs or (FileSettings(name="file", path=str(folder / "alerts.jsonl")),)
         started.append(Courier(folder, chosen, **options))
         return started[-1]
 
@@ -246,9 +247,9 @@ def test_hostile_values_of_a_taken_over_engine_are_stored_or_counted(start, make
 
 
 def test_a_failing_output_is_told_to_the_sensor_and_holds_up_nobody(start, folder, make_alert):
-    file = OutputSettings(name="file", type="file", path=str(folder / "alerts.jsonl"))
+    file = FileSettings(name="file", path=str(folder / "alerts.jsonl"))
     socket_path = str(folder / "no-such-socket")
-    siem = OutputSettings(name="siem", type="syslog", path=socket_path, level="critical")
+    siem = SyslogSettings(name="siem", path=socket_path, level="critical")
     courier = start(siem, file)
     courier.raise_alerts([make_alert(level="critical"), make_alert(number=1)])
     values = courier.wait_stats(lambda v: v["outputs"][1]["delivered"] == 2)
@@ -267,8 +268,8 @@ def test_a_failing_output_is_told_to_the_sensor_and_holds_up_nobody(start, folde
 
 
 def test_a_closed_standard_output_is_a_failing_console_and_no_damage(start, folder, make_alert):
-    console = OutputSettings(name="console", type="console")
-    file = OutputSettings(name="file", type="file", path=str(folder / "alerts.jsonl"))
+    console = ConsoleSettings(name="console")
+    file = FileSettings(name="file", path=str(folder / "alerts.jsonl"))
     courier = start(console, file, launcher=["-c", WITHOUT_STDOUT])
     courier.raise_alerts([make_alert()])
     values = courier.wait_stats(lambda v: v["outputs"][1]["delivered"] == 1)
@@ -279,7 +280,7 @@ def test_a_closed_standard_output_is_a_failing_console_and_no_damage(start, fold
 
 
 def test_the_console_gets_a_line_for_each_alert(start, folder, make_alert):
-    courier = start(OutputSettings(name="console", type="console"))
+    courier = start(ConsoleSettings(name="console"))
     courier.raise_alerts([make_alert(), make_alert(number=1)])
     courier.stop()
     lines = (folder.parent / "stdout").read_text().splitlines()

@@ -6,11 +6,14 @@ import pytest
 
 from kwsiem.errors import OutputError
 from kwsiem.outbox import Item, Outbox
-from kwsiem.outputs.base import UNCONFIRMED
-from kwsiem.outputs.worker import BACKOFF_FIRST_S, BACKOFF_MOST_S, BATCH_ALERTS, CHECK_S, Worker, WorkerThread
+from kwsiem.outputs.base import UNCONFIRMED, BaseOutput
+from kwsiem.outputs.pace import Pace
+from kwsiem.outputs.worker import BACKOFF_FIRST_S, BACKOFF_MOST_S, CHECK_S, Route, Worker, WorkerThread
+
+BATCH_ALERTS = BaseOutput.batch_alerts
 
 
-class FakeOutput:
+class FakeOutput(BaseOutput):
     """Takes what it is told to take; ``script`` holds the errors of the next calls of send."""
 
     label = UNCONFIRMED
@@ -35,7 +38,7 @@ class FakeOutput:
         if self.down:
             raise OutputError(self.down)
         error = self.script.pop(0) if self.script else None
-        taken = batch if error is None else batch[: error.sent]
+        taken = [alert for index, alert in enumerate(batch) if error is None or index in error.taken]
         self.taken += [alert.data for alert in taken]
         if error:
             raise error
@@ -64,7 +67,7 @@ def states():
 @pytest.fixture
 def worker(outbox, output, states):
     return Worker(
-        "out", output, outbox, bytes.upper, min_severity=5,
+        "out", output, outbox, Route(bytes.upper, min_severity=5),
         on_state=lambda *change: states.append(change), random_source=random.Random(1),
     )  # fmt: skip
 
@@ -158,7 +161,7 @@ def test_an_alert_that_cannot_be_rendered_does_not_hold_up_the_others(outbox, ou
         return document
 
     put(outbox, "a", "b", "c", "d")
-    Worker("out", output, outbox, render).step(0.0)
+    Worker("out", output, outbox, Route(render)).step(0.0)
     assert output.taken == [b"a", b"d"]
     assert dict(outbox.dead_letters("out")) == {
         "b": "cannot be rendered: KeyError: 'event'",
@@ -217,6 +220,73 @@ def test_large_backlogs_go_in_bounded_batches(worker, outbox, output):
         rounds += 1
     assert rounds == 3
     assert len(output.taken) == BATCH_ALERTS * 2 + 1
+
+
+def test_some_of_a_batch_taken_some_refused_some_to_be_tried_again(worker, outbox, output):
+    """As _bulk answers: each alert has a fate of its own, and none is sent twice or lost."""
+    put(outbox, "a", "b", "c", "d", "e")
+    output.script = [OutputError("busy", taken=[0, 3], refused={2: "malformed"}, retry_after_s=7.5)]
+    assert worker.step(0.0) == 7.5, "the pause that the destination asked for"
+    found = account(outbox)
+    assert (found.delivered, found.dead, found.waiting) == (2, 1, 2)
+    worker.step(7.5)
+    assert output.taken == [b"A", b"D", b"B", b"E"]
+    assert (account(outbox).delivered, account(outbox).waiting) == (4, 0)
+
+
+def test_a_new_high_alert_does_not_wait_behind_a_long_queue(worker, outbox, output):
+    put(outbox, *[f"m{n}" for n in range(BATCH_ALERTS * 3)], severity=5)
+    put(outbox, "high")
+    worker.step(0.0)
+    assert output.taken[:2] == [b"HIGH", b"M0"]
+    while worker.step(0.0) == 0.0:
+        pass
+    assert len(output.taken) == len(set(output.taken)) == BATCH_ALERTS * 3 + 1
+    assert account(outbox).waiting == 0
+
+
+def test_what_was_sent_over_an_unconfirmed_connection_is_sent_again_after_a_reconnect(worker, outbox, output):
+    output.replays = True
+    put(outbox, "a", "b")
+    put(outbox, "low", severity=0)
+    worker.step(0.0)
+    put(outbox, "c")
+    output.down = "gone"
+    wait_s = worker.step(0.1)
+    output.down = ""
+    while (wait := worker.step(wait_s + 0.1)) == 0.0:
+        pass
+    assert wait == CHECK_S
+    assert output.taken == [b"A", b"B", b"A", b"B", b"C"]
+    assert worker.replayed == 2
+    assert (account(outbox).delivered, account(outbox).filtered) == (3, 1)
+
+
+def test_above_its_rate_an_output_gets_a_digest_and_nothing_is_lost(outbox, output):
+    route = Route(bytes.upper, pace=Pace([(3, 60.0)]), digest=b"+".join, digest_over=2)
+    worker = Worker("out", output, outbox, route)
+    put(outbox, "a", "b", "c", "d", severity=5)
+    put(outbox, "high", severity=8)
+    assert worker.step(0.0) == 0.0
+    assert output.taken == [b"A", b"HIGH", b"B+C+D"], "the most severe ones by themselves"
+    assert account(outbox).delivered == 5
+    assert worker.digested == 3
+    put(outbox, "e")
+    assert worker.step(1.0) > 0
+    assert account(outbox).waiting == 1
+    assert worker.step(20.0) == 0.0
+    assert output.taken[-1] == b"E"
+
+
+def test_few_alerts_wait_their_turn_instead_of_a_digest(outbox, output):
+    route = Route(bytes.upper, pace=Pace([(1, 1.0)]), digest=b"+".join, digest_over=3)
+    worker = Worker("out", output, outbox, route)
+    put(outbox, "a", "b", "c")
+    now_s = 0.0
+    while account(outbox).waiting:
+        now_s += worker.step(now_s)
+    assert output.taken == [b"A", b"B", b"C"]
+    assert now_s == pytest.approx(2.0)
 
 
 def test_a_thread_carries_what_waits_and_ends_when_nothing_does(worker, outbox, output):
