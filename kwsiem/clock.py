@@ -64,5 +64,9 @@ def iso(ns: int) -> str:
     Integer arithmetic throughout: a float cannot hold nanoseconds of today exactly.
     """
     seconds, rest = divmod(ns, NS_PER_S)
-    moment = datetime.fromtimestamp(seconds, timezone.utc)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{rest // NS_PER_MS:03d}Z"
+    return f"{_iso_second(seconds)}.{rest // NS_PER_MS:03d}Z"
+
+
+@functools.lru_cache(maxsize=1024)
+def _iso_second(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%dT%H:%M:%S}"

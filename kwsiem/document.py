@@ -8,15 +8,25 @@ that no later stage meets a control character or a document of more than MAX_DOC
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from kwsiem import __version__
-from kwsiem.alert import ECS_VERSION, LEVELS, MAX_DOCUMENT_BYTES, MAX_EVIDENCE_EVENTS, MAX_TEXT, Alert, nest
+from kwsiem.alert import (
+    ECS_VERSION,
+    LEVELS,
+    MAX_DOCUMENT_BYTES,
+    MAX_EVIDENCE_EVENTS,
+    MAX_TEXT,
+    Alert,
+    nest,
+    put,
+)
 from kwsiem.attack import threat
 from kwsiem.clock import iso
 from kwsiem.event import as_ip
@@ -172,64 +182,114 @@ def _document(alert: Alert, limit: int) -> dict[str, Any]:
     known, own = _sorted_out(alert.fields, limit)
     kind = _kind(alert)
     _complete(known, kind)
-    title = clean(alert.title, limit).strip() or clean(alert.rule_id, limit).strip() or "alert"
+    rule = _rule_facts(
+        alert.rule_id, alert.title, alert.description, alert.level, tuple(alert.tags[:MAX_TAGS]), limit
+    )
+    host = _host_facts(alert.host, limit)
+    identifier = alert.id
     reason = clean(alert.reason, limit).strip()
-    flat: dict[str, Any] = {
+    root: dict[str, Any] = {
         "@timestamp": _time(alert.raised_ns),
-        "ecs.version": ECS_VERSION,
-        "message": f"{title}: {reason}" if reason else title,
-        "tags": _texts(alert.tags, limit, MAX_TAGS),
-        **_event_facts(alert, kind, reason, limit),
-        **known,
-        "rule.id": clean(alert.rule_id, limit) or "unknown",
-        "rule.name": title,
-        "rule.description": clean(alert.description, limit),
-        "host.name": clean(alert.host, limit),
-        "host.hostname": clean(alert.host, limit),
-        "host.os.type": "linux",
-        "observer.vendor": VENDOR,
-        "observer.product": PRODUCT,
-        "observer.version": __version__,
-        "observer.type": "ids",
-        "observer.hostname": clean(alert.host, limit),
-        "threat": threat(alert.tags[:MAX_TAGS]),
-        "related.ip": _related(alert, _ADDRESSES, _ip),
-        "related.user": _related(alert, _USERS, lambda value: _keyword(value, limit)),
-        "related.hosts": _texts([alert.host], limit, 1),
-        "kwsiem.alert": _own_facts(alert, limit),
-        "kwsiem.event": nest(own),
+        "ecs": {"version": ECS_VERSION},
+        "message": f"{rule.title}: {reason}" if reason else rule.title,
+        "tags": list(rule.tags),
+        "event": _event_facts(alert, rule, kind, reason, identifier),
     }
-    return nest({name: value for name, value in flat.items() if value not in ("", [], {}, None)})
-
-
-def _event_facts(alert: Alert, kind: str, reason: str, limit: int) -> dict[str, Any]:
-    severity = severity_of(alert.level)
-    action = re.sub(r"[^a-z0-9]+", "_", clean(alert.rule_id, limit).lower()).strip("_") or "alert"
-    return {
-        "event.kind": "alert",
-        "event.category": list(_CATEGORIES.get(kind.partition(".")[0], ("intrusion_detection",))),
-        "event.type": ["info"],
-        "event.action": f"{action}_detected",
-        "event.severity": severity,
-        "event.risk_score": float(severity * 10),
-        "event.id": alert.id,
-        "event.code": clean(alert.rule_id, limit) or "unknown",
-        "event.module": PRODUCT,
-        "event.dataset": f"{PRODUCT}.alert",
-        "event.provider": PRODUCT,
-        "event.reason": reason,
-        "event.created": _time(alert.raised_ns),
-        "event.start": _time(alert.first_ns),
-        "event.end": _time(alert.last_ns),
-        "event.duration": max(0, min(alert.last_ns - alert.first_ns, _LONG)),
+    for name, value in known.items():
+        put(root, name, value)
+    for section, facts in (("rule", rule.rule), ("host", host.host), ("observer", host.observer)):
+        root[section] = {**root.get(section, {}), **facts}
+    related = {
+        "ip": _related(alert, _ADDRESSES, _ip),
+        "user": _related(alert, _USERS, lambda value: _keyword(value, limit)),
+        "hosts": list(host.hosts),
     }
+    root["threat"] = rule.threat
+    root["related"] = {name: values for name, values in related.items() if values}
+    root["kwsiem"] = {"alert": _own_facts(alert, identifier, limit), "event": nest(own)}
+    if not own:
+        del root["kwsiem"]["event"]
+    return {name: value for name, value in root.items() if value}
 
 
-def _own_facts(alert: Alert, limit: int) -> dict[str, Any]:
+class _RuleFacts(NamedTuple):
+    """What is the same in every alert of a rule."""
+
+    title: str
+    tags: tuple[str, ...]
+    severity: int
+    action: str
+    rule: dict[str, Any]
+    threat: dict[str, Any]
+
+
+class _HostFacts(NamedTuple):
+    """What is the same in every alert of a host."""
+
+    host: dict[str, Any]
+    observer: dict[str, Any]
+    hosts: tuple[str, ...]
+
+
+@functools.lru_cache(maxsize=256)
+def _rule_facts(
+    rule_id: str, title: str, description: str, level: str, tags: tuple[str, ...], limit: int
+) -> _RuleFacts:
+    identifier = clean(rule_id, limit) or "unknown"
+    name = clean(title, limit).strip() or clean(rule_id, limit).strip() or "alert"
+    facts = {"id": identifier, "name": name, "description": clean(description, limit)}
+    return _RuleFacts(
+        title=name,
+        tags=tuple(_texts(tags, limit, MAX_TAGS)),
+        severity=severity_of(level),
+        action=re.sub(r"[^a-z0-9]+", "_", clean(rule_id, limit).lower()).strip("_") or "alert",
+        rule={key: value for key, value in facts.items() if value},
+        threat=threat(tags),
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _host_facts(host: str, limit: int) -> _HostFacts:
+    name = clean(host, limit)
+    hosts = tuple(_texts([host], limit, 1))
+    observer = {"vendor": VENDOR, "product": PRODUCT, "version": __version__, "type": "ids"}
+    if not name:
+        return _HostFacts({"os": {"type": "linux"}}, observer, hosts)
+    return _HostFacts(
+        {"name": name, "hostname": name, "os": {"type": "linux"}}, {**observer, "hostname": name}, hosts
+    )
+
+
+def _event_facts(alert: Alert, rule: _RuleFacts, kind: str, reason: str, identifier: str) -> dict[str, Any]:
+    raised = _time(alert.raised_ns)
+    facts: dict[str, Any] = {
+        "kind": "alert",
+        "category": list(_CATEGORIES.get(kind.partition(".")[0], ("intrusion_detection",))),
+        "type": ["info"],
+        "action": f"{rule.action}_detected",
+        "severity": rule.severity,
+        "risk_score": float(rule.severity * 10),
+        "id": identifier,
+        "code": rule.rule["id"],
+        "module": PRODUCT,
+        "dataset": f"{PRODUCT}.alert",
+        "provider": PRODUCT,
+        "reason": reason,
+        "created": raised,
+        "start": _time(alert.first_ns),
+        "end": _time(alert.last_ns),
+        "duration": max(0, min(alert.last_ns - alert.first_ns, _LONG)),
+    }
+    if not reason:
+        del facts["reason"]
+    return facts
+
+
+def _own_facts(alert: Alert, identifier: str, limit: int) -> dict[str, Any]:
     """``kwsiem.alert``: identity and counted values as text, so that one index holds those of all rules."""
     identity = list(alert.identity.items())[:MAX_IDENTITY]
     facts = {
-        "id": alert.id,
+        "id": identifier,
         "incident_id": alert.incident_id,
         "state": clean(alert.state, limit),
         "count": max(0, min(alert.count, _LONG)),
@@ -309,9 +369,12 @@ def _kind(alert: Alert) -> str:
 def _related(alert: Alert, names: Iterable[str], convert: Callable[[Any], str | None]) -> list[str]:
     """Every value that these fields have in the alert, each once, at most MAX_RELATED."""
     sources = [alert.fields, alert.identity, *_ends(alert.evidence)]
-    values = [convert(source.get(name)) for name in names for source in sources]
+    found: list[Any] = [value for name in names for source in sources if (value := source.get(name))]
     if names is _ADDRESSES:
-        values += [_ip(value) for value in alert.values[:MAX_VALUES]]
+        found += alert.values[:MAX_VALUES]
+    # Most of them are the same few: only different ones are converted.
+    plain = dict.fromkeys(value for value in found if isinstance(value, (str, int)))
+    values = (convert(value) for value in plain)
     return list(dict.fromkeys(value for value in values if value))[:MAX_RELATED]
 
 
@@ -370,5 +433,6 @@ def _texts(values: Iterable[Any], limit: int, most: int) -> list[str]:
     return list(found)
 
 
+@functools.lru_cache(maxsize=4096)
 def _is_name(name: Any) -> bool:
     return isinstance(name, str) and len(name) <= _MAX_NAME and _NAME.match(name) is not None

@@ -8,7 +8,9 @@ contract of a kind (:class:`EventKind`) comes from the header of the probe that 
 
 from __future__ import annotations
 
+import functools
 import ipaddress
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
@@ -93,6 +95,15 @@ def as_ip(text: str) -> str | None:
 
     An IPv4-mapped IPv6 address becomes plain IPv4, so that one host has one name in every rule.
     """
+    try:
+        socket.inet_pton(socket.AF_INET, text)  # four decimal numbers without leading zeros: canonical
+    except (OSError, ValueError):
+        return _as_ipv6(text)
+    return text
+
+
+@functools.lru_cache(maxsize=8192)
+def _as_ipv6(text: str) -> str | None:
     try:
         address = ipaddress.ip_address(text)
     except ValueError:

@@ -21,6 +21,8 @@ def clean(text: str, limit: int) -> str:
     """
     if len(text) > limit:
         text = text[: limit - 1] + ELLIPSIS
+    if text.isascii() and text.isprintable():
+        return text  # nearly always, and twice as fast
     return _UNSAFE.sub(_replacement, text)
 
 
