@@ -58,9 +58,7 @@ def client_context(settings: TlsSettings) -> ssl.SSLContext:
             context.load_cert_chain(settings.cert_file, settings.key_file or None, password=_no_password)
         except (OSError, ssl.SSLError) as error:
             names = ", ".join(name for name in (settings.cert_file, settings.key_file) if name)
-            raise ConfigError(
-                f"output {settings.name!r}: cert_file, key_file {names}: {_why(error)}"
-            ) from None
+            raise ConfigError(f"output {settings.name!r}: cert_file {names}: {_why(error)}") from None
     if settings.fingerprint or not settings.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
