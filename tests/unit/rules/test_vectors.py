@@ -7,13 +7,14 @@ import yaml
 
 from kwsiem.correlate.engine import Engine
 from kwsiem.event import EventKind, event_class, event_from_fields, parse_fields
+from kwsiem.rules.correlation import TYPES
 from kwsiem.rules.duration import parse_duration
 from kwsiem.rules.load import load_rules
 from kwsiem.rules.source import Source
 
 FOLDER = Path(__file__).parents[2] / "sigma-correlation"
 BEGIN_NS = 10**15
-LATENESS_NS = 2 * 10**9
+OPERATORS = ("gte", "gt", "lt", "lte", "eq", "neq")
 OWN = ("time", "arrives", "kind", "repeat", "forged")
 
 
@@ -78,16 +79,24 @@ def test_vector(document, case):
     assert got == []
 
 
-def test_there_are_vectors_of_each_type():
-    text = "".join(path.read_text() for path in FOLDER.glob("*.yaml"))
-    for kind in (
-        "event_count",
-        "value_count",
-        "value_sum",
-        "value_avg",
-        "value_percentile",
-        "temporal",
-        "temporal_ordered",
-    ):
-        assert f"type: {kind}" in text
-    assert len(list(vectors())) >= 35
+@pytest.mark.parametrize("kind", sorted(TYPES))
+def test_there_are_vectors_of_each_type(kind):
+    assert kind in {correlation["type"] for correlation in correlations()}
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_there_are_vectors_of_each_comparison(operator):
+    """One that alerts in some case; of counts and of what is measured."""
+    said = {each["type"] for each in correlations() if operator in each.get("condition", {})}
+    assert said & {"event_count", "value_count"}
+    assert said & {"value_sum", "value_avg", "value_median", "value_percentile"}
+
+
+def correlations():
+    """The correlations of all files that alert in some case."""
+    for path in sorted(FOLDER.glob("*.yaml")):
+        document = yaml.safe_load(path.read_text())
+        said = {alert["rule"] for case in document["cases"] for alert in case["alerts"]}
+        for rule in yaml.safe_load_all(document["rules"]):
+            if "correlation" in rule and rule["name"] in said:
+                yield rule["correlation"]
