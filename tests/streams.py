@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 import oracle
 
-from kwsiem.correlate.engine import Engine
 from kwsiem.event import Event, EventKind, event_class, parse_fields
-from kwsiem.rules.model import Compare, Constant, Correlation, Expr, Not, Number, Rule, RuleSet, Step
+from kwsiem.rules.model import Compare, Constant, Correlation, Expr, Not, Number, Rule, Step
 
 KIND = EventKind("t.e", parse_fields("source.ip:ip test.value:u32 user.name:str"))
 OTHER = EventKind("t.f", parse_fields("client.ip:ip test.value:u32"))
@@ -170,49 +169,3 @@ def _rule(name, events_of, gate, correlation, suppress_ns) -> Rule:
         id=name, title="t", level="low", events=events_of, predicate=gate, correlation=correlation,
         suppress_ns=suppress_ns, fingerprint=name,
     )  # fmt: skip
-
-
-Found = list[tuple[tuple, int, int]]
-
-
-def run_engine(made: Rule, arrivals: list[Arrival], rng: random.Random) -> Found:
-    """(group, opened, total at the end) of the engine, in batches of random size, time going on in between."""
-    alerts: list = []
-    engine = Engine(alerts.append, host="h")
-    engine.set_rules(RuleSet(rules=(made,)))
-    engine.bind(EVENT)
-    engine.bind(OTHER_EVENT)
-    engine.bind(TWIN_EVENT)
-    rest = list(arrivals)
-    while rest:
-        size = rng.choice((1, 1, 3, 10))
-        batch, rest = rest[:size], rest[size:]
-        engine.process([arrival.event() for arrival in batch])
-        if rng.random() < 0.5:
-            engine.advance(batch[-1].arrives * QUARTER)
-    engine.finish(END_NS)
-    assert engine.counters()["errors"] == {}, engine.counters()
-    totals = {a.incident_id: a.count for a in alerts if a.state == "close"}
-    opened = [a for a in alerts if a.state == "open"]
-    return [(tuple(a.identity.values()), a.opened_ts_ns, totals.get(a.incident_id, a.count)) for a in opened]
-
-
-def run_oracle(made: Rule, arrivals: list[Arrival]) -> Found:
-    """The same of the oracle."""
-    found = oracle.incidents(made, [arrival.happening() for arrival in arrivals], END_NS)
-    return [(incident.group, incident.opened_ns, incident.total) for incident in found]
-
-
-def compare(kind: str, seed: int) -> tuple[Rule, list[Arrival], Found, Found] | None:
-    """One stream through both; what differs, or None."""
-    rng = random.Random(f"{kind} {seed}")
-    made = rule(rng, kind)
-    in_order = not made.correlation.settled and rng.random() < 0.5
-    arrivals = events(rng, 0 if in_order else LATENESS)
-    got, expected = run_engine(made, arrivals, rng), run_oracle(made, arrivals)
-    if not in_order and not made.correlation.settled:
-        # Decided at once: under disorder it is sure who is alerted, not with which of several windows.
-        same = {group for group, _, _ in got} == {group for group, _, _ in expected}
-    else:
-        same = sorted(got, key=repr) == sorted(expected, key=repr)
-    return None if same else (made, arrivals, expected, got)

@@ -179,18 +179,24 @@ class _FunctionMaker:
             if test:
                 own = (step.group_by or correlation.group_by, step.field or correlation.field)
                 groups.setdefault(own, []).append((number, test))
-        # Where events count, one whose two fields are the same must not count twice in that group.
-        several = correlation.type not in STEP_TYPES and len(groups) > 1
-        lines = ["done = ()"] if several else []
+        # An event whose two fields are the same is one in that group: counts once, meets its steps at once.
+        several = len(groups) > 1
+        gathers = several and correlation.type in STEP_TYPES
+        lines = ["met = {}" if gathers else "done = ()"] if several else []
         for (group_by, field), members in groups.items():
             grouped = replace(correlation, group_by=group_by, field=field)
             lines += self._attempt(partial(self._step_group, state, grouped, members, several))
+        if gathers:
+            lines.append(f"for key, steps in met.items(): {self._taker(state)}(key, e, steps)")
         return lines
 
     def _step_group(
         self, state: Window, grouped: Correlation, members: list[tuple[int, str]], several: bool
     ) -> list[str]:
-        """Steps with one key: a hit with the bits of those that match, or, where events count, one hit."""
+        """Steps with one key: a hit with the bits of those that match, or, where events count, one hit.
+
+        Where there are several such keys, bits are gathered for each group in ``met`` instead.
+        """
         if grouped.type not in STEP_TYPES:
             test = " or ".join(test for _, test in members)
             if not several:
@@ -200,7 +206,11 @@ class _FunctionMaker:
             lines = self._hit(state, grouped, f"({test}) and {what} not in done", "")
             return [*lines, f"if {test}: done += ({what},)"]
         bits = " | ".join(f"({1 << number} if {test} else 0)" for number, test in members)
-        return [f"steps = {bits}", *self._hit(state, grouped, "steps", "steps")]
+        if not several:
+            return [f"steps = {bits}", *self._hit(state, grouped, "steps", "steps")]
+        key = self._key(grouped)
+        gather = f"met[{key}] = met.get({key}, 0) | steps"
+        return [f"steps = {bits}", *self._known(state, grouped, "steps", gather)]
 
     def _test_of(self, kinds: tuple[str, ...], expr: Expr) -> str:
         """The test of a leaf on this kind; empty when it is not for this kind or names a field it lacks."""
@@ -222,8 +232,14 @@ class _FunctionMaker:
         """Key and hit, behind the test; ``steps`` is the variable with the bits of the steps that match."""
         key = self._key(correlation)
         extra = steps or (self._load(correlation.field) if correlation.field else "")
-        hit = self._constant("hit", state.hit)  # type: ignore[attr-defined]
-        call = f"{hit}({key}, e{', ' + extra if extra else ''})"
+        call = f"{self._taker(state)}({key}, e{', ' + extra if extra else ''})"
+        return self._known(state, correlation, test, call)
+
+    def _taker(self, state: Window) -> str:
+        return self._constant("hit", state.hit)  # type: ignore[attr-defined]
+
+    def _known(self, state: Window, correlation: Correlation, test: str, call: str) -> list[str]:
+        """The call behind the test, where group and value are known."""
         known = [self._load(n) for n in correlation.group_by if self._may_be_unknown(n)]
         if correlation.field and self._may_be_unknown(correlation.field):
             known.append(self._load(correlation.field))
