@@ -22,13 +22,13 @@ SETTLE_S: Final = 0.05
 Signature = tuple[Any, ...]
 
 
-def signature(path: Path) -> Signature:
+def signature(path: Path | str) -> Signature:
     """What tells one content of a path from another without reading it; empty when there is none.
 
     The time of change is part of it: ``cp -p`` and ``rsync --inplace`` set the time of modification.
     """
     try:
-        found = path.stat()
+        found = os.stat(path)  # noqa: PTH116 - a Path of each file costs more than all else
     except OSError:
         return ()
     return found.st_dev, found.st_ino, found.st_ctime_ns, found.st_mtime_ns, found.st_size

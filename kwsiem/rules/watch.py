@@ -76,9 +76,11 @@ class RuleFiles:
     @property
     def folders(self) -> set[Path]:
         """Folders in which a change may concern the files: their own, and those of every link on the way."""
-        found = {self.folder.absolute(), _real(self.folder), _real(self.path).parent}
+        found = {self.folder.absolute(), _real(self.folder), self.folder.parent.absolute()}
+        found |= {self.path.parent.absolute(), _real(self.path).parent}
         for file in (self.folder, *files_of(self.path, self.folder)):
-            found |= _folders_to(file)
+            if file.is_symlink():
+                found |= _folders_to(file)
         return found
 
     @property
@@ -196,18 +198,16 @@ class RuleFiles:
         }
 
 
-def _folders_to(path: Path) -> set[Path]:
-    """The folder of a file, and those of every link on the way to it."""
-    found = {path.parent.absolute()}
-    hop = path
+def _folders_to(link: Path) -> set[Path]:
+    """The folders of a link, of every further one on the way, and of what they lead to."""
+    found = {link.parent.absolute(), _real(link).parent}
+    hop = link
     for _ in range(8):
         try:
             hop = hop.parent / hop.readlink()
         except OSError:  # no link, or no longer there
             break
         found.add(hop.parent.absolute())
-    if hop is not path:
-        found.add(_real(path).parent)
     return found
 
 

@@ -108,6 +108,42 @@ def test_the_folder_may_be_reached_through_a_link_that_is_swapped(main, followed
     assert main.parent / "v2" in followed.folders
 
 
+def point_elsewhere(folder: Path) -> None:
+    """The link itself is replaced."""
+    (folder / "new").symlink_to(folder.parent / "second.yml")
+    (folder / "new").rename(folder / "a.yml")
+
+
+def replace_target(folder: Path) -> None:
+    """The link stays as it is, what it leads to is another file."""
+    (folder.parent / "second.yml").rename(folder.parent / "first.yml")
+
+
+def swap_on_the_way(folder: Path) -> None:
+    """Neither the link nor any file changes, only a folder on the way to it."""
+    (folder.parent / "new").symlink_to("v2")
+    (folder.parent / "new").rename(folder.parent / "current")
+
+
+@pytest.mark.parametrize("change", [point_elsewhere, replace_target, swap_on_the_way])
+def test_what_a_link_leads_to_is_looked_at_each_time(main, folder, followed, change):
+    """The other file has the same size and the same times: only which file it is tells."""
+    base = main.parent
+    for number, name in enumerate(("first.yml", "second.yml", "v1/b.yml", "v2/b.yml")):
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_text(own(f"r{number}"))
+        os.utime(base / name, ns=(1, 1))
+    (base / "current").symlink_to("v1")
+    (folder / "a.yml").symlink_to(base / "first.yml")
+    (folder / "b.yml").symlink_to(base / "current" / "b.yml")
+    assert followed.folders == {base, folder, base / "current", base / "v1"}
+    assert load(followed, 1.0).problems == []
+    assert not followed.due(10.0)
+    change(folder)
+    assert followed.due(20.0) is False  # it may still be changing
+    assert followed.due(20.1)
+
+
 # -- every way to write ------------------------------------------------------------------------------
 
 
@@ -186,6 +222,7 @@ def test_beyond_the_most_files_none_is_looked_at(main, folder, monkeypatch):
     monkeypatch.setattr(files, "MAX_FILES", 3)
     for number in range(10):
         (folder / f"{number}.yml").write_text("")
+    assert len(files_of(main, folder)) == 1 + 3
     before = signature_of(main, folder)
     (folder / "9.yml").unlink()
     assert signature_of(main, folder) != before  # a name less is noticed all the same
