@@ -3,6 +3,7 @@
 import itertools
 import os
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,7 @@ logsource: {product: windows, category: process_creation}
 detection: {image: {Image|endswith: '\\cmd.exe'}, condition: image}
 """
 SIGMA_ID = "5f1c0a52-6c4e-4c53-9f67-0a8a6a1f1111"
+STATUS = [sys.executable, "-I", "-m", "kwsiem", "status", "--runtime"]
 
 
 def test_sigma_files_in_rules_d_come_change_and_go_on_the_running_appliance(lab, tmp_path):
@@ -194,3 +196,68 @@ def test_sigma_files_in_rules_d_come_change_and_go_on_the_running_appliance(lab,
         rules(2, 0)
         assert knock_and_count(8002) == 0
         assert appliance.pid("engine") == engine
+
+
+def not_utf8(folder: Path) -> Path:
+    path = Path(os.fsdecode(os.fsencode(folder) + b"/\xff.yml"))
+    path.write_text("rules: [\n")
+    return path
+
+
+def link_to_itself(folder: Path) -> Path:
+    (folder / "loop.yml").symlink_to("loop.yml")
+    return folder / "loop.yml"
+
+
+def link_to_nothing(folder: Path) -> Path:
+    (folder / "nothing.yaml").symlink_to("/no/such/file")
+    return folder / "nothing.yaml"
+
+
+def fifo(folder: Path) -> Path:
+    os.mkfifo(folder / "fifo.yml")
+    return folder / "fifo.yml"
+
+
+def directory(folder: Path) -> Path:
+    (folder / "directory.yml").mkdir()
+    return folder / "directory.yml"
+
+
+def too_large(folder: Path) -> Path:
+    with (folder / "large.yml").open("w") as file:
+        file.truncate(2**34)
+    return folder / "large.yml"
+
+
+def test_whatever_lies_in_rules_d_is_named_in_the_status_and_told_once_and_harms_nobody(lab, tmp_path):
+    appliance = RunningAppliance(lab, tmp_path, rules=RULES.replace("THRESHOLD", "5"))
+    folder = tmp_path / "rules.d"
+    folder.mkdir()
+    # What cannot be read is told at once; what can, when the loader has looked at it.
+    rounds = ((link_to_itself, link_to_nothing, fifo, directory, too_large), (not_utf8,))
+    with appliance:
+        pids = [appliance.status()["pid"], appliance.pid("engine"), appliance.pid("courier")]
+        good = appliance.status()["rules"]["loaded_sha256"]
+        for number, places in enumerate(rounds, 1):
+            paths = [place(folder) for place in places]
+            shown = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in paths]
+            wanted = len(paths)
+            wait_until(lambda n=wanted: len(appliance.status()["rules"]["problems"]) >= n, 15, "stale")
+            rules = appliance.status()["rules"]
+            problems = rules["problems"]
+            assert all(any(line.startswith(f"{name}:") for line in problems) for name in shown), rules
+            assert set(shown) < set(rules["files"])
+            assert (rules["loaded_sha256"], rules["rules"], rules["stale"]) == (good, 2, True)
+            assert rules["disk_sha256"] != good and rules["stale_since"]
+            shows = lab.run("host", STATUS + [str(appliance.runtime)], check=False)
+            assert (shows.returncode, "STALE since" in shows.stdout) == (1, True)
+            assert all(problem.split(": ", 1)[1] in shows.stdout for problem in problems)
+            wait_until(lambda n=number: len(appliance.alerts("rules-reload-failed")) >= n, 15, "an alert")
+            for path in paths:
+                path.rmdir() if path.is_dir() else path.unlink()
+            wait_until(lambda: not appliance.status()["rules"]["stale"], 15, "mended")
+        knock(lab, "198.51.100.95", range(20, 25))
+        wait_until(lambda: "198.51.100.95" in sources(appliance), 10, "the rules decide")
+        assert len(appliance.alerts("rules-reload-failed")) == len(rounds)
+        assert pids == [appliance.status()["pid"], appliance.pid("engine"), appliance.pid("courier")]
