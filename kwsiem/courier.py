@@ -8,7 +8,6 @@ thread of its own, so that a slow one holds up nobody.
 from __future__ import annotations
 
 import argparse
-import encodings.idna  # noqa: F401 - looking up a host name would import it when the rights are gone
 import fcntl
 import logging
 import os

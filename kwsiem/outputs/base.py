@@ -8,6 +8,7 @@ rights.
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401 - looking up a host name would import it when the rights are gone
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, Protocol
 

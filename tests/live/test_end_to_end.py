@@ -3,6 +3,7 @@
 import json
 import socket
 import subprocess
+import sys
 
 import pytest
 from appliance import RunningAppliance
@@ -80,6 +81,12 @@ def test_a_scan_reaches_every_output_with_every_field(tmp_path):
                 f"four records of {identifier}",
             )
             console = appliance.console.read_text()
+            stats = subprocess.run(
+                [sys.executable, "-m", "kwsiem", "stats", "--json", "--runtime", str(appliance.runtime)],
+                capture_output=True, text=True, timeout=20, check=False,
+            )  # fmt: skip
+            assert stats.returncode == 0, stats.stdout
+            assert {output["name"] for output in json.loads(stats.stdout)["outputs"]} >= {"udp", "octets"}
     records = [record for record in received(tmp_path) if identifier in record["msg"]]
     by_name = {record["app-name"]: record for record in records}
     assert set(by_name) == {"kwsiem", "octets", "lines", "unix"}

@@ -1,0 +1,110 @@
+"""``kwsiem stats``: the ledger, from lines read to alerts delivered, and whether it balances."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kwsiem import metrics
+from kwsiem.cli.common import Subparsers, add_json, command, paint, plain, print_json, table
+from kwsiem.config import load_settings
+from kwsiem.control import ask
+from kwsiem.errors import EXIT_CHECK_FAILED, EXIT_GOOD
+
+
+def add(commands: Subparsers) -> None:
+    """Add the command."""
+    parser = command(
+        commands,
+        "stats",
+        "show the ledger: what became of every line and of every alert (exit 1 when it does not balance)",
+        [
+            "sudo kwsiem stats",
+            "sudo kwsiem stats --json | jq .outputs",
+            "sudo kwsiem stats --metrics > /var/lib/node_exporter/kwsiem.prom",
+        ],
+        execute=execute,
+    )
+    parser.add_argument("--config", type=Path, metavar="F", help="settings file of the running appliance")
+    parser.add_argument("--runtime", metavar="DIR", help="its runtime folder (default /run/kwsiem)")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--metrics", action="store_true", help="print Prometheus metrics")
+    add_json(parser)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Ask the running appliance."""
+    socket = Path(options.runtime) / "control.sock" if options.runtime else None
+    status = ask(socket or load_settings(options.config).control_socket, {"command": "status"})
+    found = ledger(status)
+    if options.metrics:
+        print(metrics.render(status), end="")
+    elif options.json:
+        print_json(found)
+    else:
+        print(render(found))
+    return EXIT_GOOD if found["balanced"] else EXIT_CHECK_FAILED
+
+
+def ledger(status: Mapping[str, Any]) -> dict[str, Any]:
+    """The accounts of lines, of alerts on their way to disk, and of each output.
+
+    Lines: received = accepted + rejected. Alerts: raised = on disk + on their way + dropped. Outputs:
+    raised = delivered + waiting + dead + dropped + filtered.
+    """
+    lines = [_line_account(name, counts) for name, counts in status["engine"].get("lines", {}).items()]
+    alerts = dict(status["engine"].get("alerts", {}))
+    outputs = status["courier"].get("outputs", [])
+    alerts["balanced"] = alerts.get("raised", 0) == (
+        alerts.get("acknowledged", 0) + alerts.get("waiting", 0) + alerts.get("dropped", 0)
+    )
+    return {
+        "lines": lines,
+        "alerts": alerts,
+        "outputs": outputs,
+        "balanced": all(account["balanced"] for account in (*lines, alerts, *outputs)),
+    }
+
+
+def _line_account(name: str, counts: Mapping[str, Any]) -> dict[str, Any]:
+    rejected = sum(counts.get("rejected", {}).values())
+    return {
+        "probe": name,
+        "received": counts.get("received", 0),
+        "accepted": counts.get("accepted", 0),
+        "rejected": rejected,
+        "lost": counts.get("lost", 0),
+        "balanced": counts.get("received", 0) == counts.get("accepted", 0) + rejected,
+    }
+
+
+def render(found: Mapping[str, Any]) -> str:
+    """The ledger for people."""
+    lines = [["PROBE", "RECEIVED", "ACCEPTED", "REJECTED", "LOST IN THE KERNEL", ""]]
+    for account in found["lines"]:
+        keys = ("received", "accepted", "rejected", "lost")
+        lines.append([account["probe"], *(str(account[key]) for key in keys), _verdict(account)])
+    outputs = [["OUTPUT", "RAISED", *(fate.upper() for fate in metrics.FATES), "LABEL", ""]]
+    for account in found["outputs"]:
+        numbers = [str(account.get(key, 0)) for key in ("raised", *metrics.FATES)]
+        outputs.append([plain(account["name"]), *numbers, account.get("label", ""), _verdict(account)])
+    alerts = found["alerts"]
+    words = ", ".join(f"{value} {name}" for name, value in alerts.items() if name != "balanced")
+    verdict = paint("balanced", "green") if found["balanced"] else paint("NOT BALANCED", "red")
+    return "\n".join(
+        [
+            table(lines),
+            "",
+            f"alerts   {words or 'none yet'} {_verdict(alerts)}",
+            "",
+            table(outputs),
+            "",
+            verdict,
+        ]
+    )
+
+
+def _verdict(account: Mapping[str, Any]) -> str:
+    return "" if account["balanced"] else paint("does not balance", "red")
