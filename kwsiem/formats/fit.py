@@ -7,7 +7,7 @@ that cuts by itself turns the rest into a second, bogus message (measured with r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from kwsiem.alert import nest
@@ -17,6 +17,8 @@ from kwsiem.text import clean
 #: Shortened from first to last; a number is the most code points or list items that are kept.
 STEPS: Final[tuple[tuple[str, int], ...]] = (
     ("kwsiem.alert.evidence", 0),
+    ("kwsiem.digest.ids", 100),
+    ("kwsiem.digest.ids", 0),
     ("kwsiem.alert.falsepositives", 0),
     ("rule.description", 0),
     ("process.args", 0),
@@ -36,6 +38,8 @@ STEPS: Final[tuple[tuple[str, int], ...]] = (
     ("dns", 0),
     ("file.path", 128),
     ("process.command_line", 0),
+    ("kwsiem.digest.rules", 5),
+    ("kwsiem.digest.sources", 5),
     ("related", 0),
     ("threat.tactic", 0),
     ("kwsiem.alert.values", 0),
@@ -70,6 +74,8 @@ CORE: Final = (
     "message",
 )
 _CORE_TEXT: Final = 48
+#: Left out of that for the wordiest formats: what the rule's id stands for anyway.
+_SPARE: Final = frozenset({"message", "threat.technique.id"})
 
 
 def fit(
@@ -88,13 +94,14 @@ def fit(
         if value is not None:
             reduced = _replaced(reduced, name.split("."), _shortened(value, keep))
             line = render(reduced)
-    if len(line.encode()) > max_bytes:
-        line = render(_core(document))
+    for names in (CORE, tuple(name for name in CORE if name not in _SPARE)):
+        if len(line.encode()) > max_bytes:
+            line = render(_core(document, names))
     return line if len(line.encode()) <= max_bytes else None
 
 
-def _core(document: Mapping[str, Any]) -> dict[str, Any]:
-    found = {name: fact(document, name) for name in CORE}
+def _core(document: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    found = {name: fact(document, name) for name in names}
     if found["source.ip"]:
         del found["source.address"]
     return nest({name: _shortened(value, _CORE_TEXT) for name, value in found.items() if value is not None})

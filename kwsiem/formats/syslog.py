@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from kwsiem.formats.facts import fact
+from kwsiem.formats.fields import severity
 
 #: RFC 5424 table 1 with the names of syslog.conf(5); facilities of the system itself are left out.
 FACILITIES: Final[Mapping[str, int]] = {
@@ -35,10 +36,7 @@ _NIL: Final = "-"
 
 def priority(document: Mapping[str, Any], facility: str) -> int:
     """PRI of an alert: facility times 8 plus the syslog severity of its level, 1 (alert) to 6 (info)."""
-    severity = fact(document, "event.severity")
-    number = severity if isinstance(severity, int) else 0
-    syslog = 1 if number >= 9 else 3 if number >= 7 else 4 if number >= 4 else 5 if number >= 1 else 6
-    return FACILITIES[facility] * 8 + syslog
+    return FACILITIES[facility] * 8 + severity(fact(document, "event.severity")).syslog
 
 
 def header(document: Mapping[str, Any], facility: str, app_name: str, process_id: int) -> str:
