@@ -1,7 +1,7 @@
 """The table of alert facts: one row per fact, with its name in every format and the limits these set.
 
 The formats read it. A key that a format computes (CEF's address slots, which depend on the address) is
-marked so and has a note; the format does the rest. ``docs/formats.md`` is what
+marked so and has a note. ``docs/formats.md`` is what
 :func:`kwsiem.formats.page.render` makes of it.
 """
 

@@ -4,11 +4,13 @@ An incident is one finding: opening it is Create, growth Update, its end Close, 
 ``finding_info.uid``; ``metadata.uid`` is the alert. Each event kept as evidence stands in ``evidences``,
 with the record of its own class (4001 Network Activity, 3002 Authentication, 1007 Process Activity) under
 ``data`` when it has what that class requires. What the schema has no place for is under ``unmapped``.
-Times are milliseconds. Only attributes that all of :data:`VERSIONS` have are used.
+Times are milliseconds. All of :data:`VERSIONS` have the attributes used; 1.3.0 lacks ``is_alert`` and the
+action Observed, and gets Unknown for it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,10 +19,13 @@ import msgspec
 
 from kwsiem.alert import nest
 from kwsiem.attack import TACTICS, TECHNIQUES
+from kwsiem.event import as_ip
 from kwsiem.formats.facts import fact, labels, milliseconds, texts, whole
-from kwsiem.formats.fields import ACTIONS, DETECTED, EVIDENCE, FACTS, LONG, severity
+from kwsiem.formats.fields import ACTIONS, BY_NAME, DETECTED, EVIDENCE, FACTS, INT, LONG, PORT, severity
 
 VERSIONS: Final = ("1.8.0", "1.3.0")
+_OLD: Final = "1.3.0"
+_OBSERVED: Final = 3
 
 Object = dict[str, Any]
 
@@ -92,8 +97,15 @@ _PLAIN: Final = tuple(row for row in FACTS if row.ocsf and not row.ocsf.startswi
 _FROM_EVENT: Final = {
     row.name: row.ocsf.removeprefix(EVIDENCE) for row in FACTS if row.ocsf.startswith(EVIDENCE)
 }
-_TIMES: Final = frozenset(row.name for row in FACTS if row.type == "time")
-_NUMBERS: Final = frozenset(row.name for row in FACTS if row.type in {"number", "port"})
+#: The largest number of a type that is not a long.
+_TOPS: Final[Mapping[str, int]] = {
+    "source.port": PORT,
+    "destination.port": PORT,
+    "process.pid": INT,
+    "process.parent.pid": INT,
+    "kwsiem.alert.count": INT,
+    "event.risk_score": INT,
+}
 _TACTIC_NAMES: Final = dict(TACTICS.values())
 #: Own facts that the finding has elsewhere.
 _CARRIED: Final = frozenset({"id", "incident_id", "state", "level", "count", "evidence"})
@@ -117,8 +129,8 @@ def finding(document: Mapping[str, Any], version: str = VERSIONS[0]) -> Object:
         **_base(2, 2004, activity),
         "severity_id": severity(fact(document, "event.severity")).ocsf,
         "status_id": status,
-        "is_alert": activity != 3,
-        "action_id": action.ocsf_action,
+        "is_alert": None if version == _OLD else activity != 3,
+        "action_id": 0 if version == _OLD and action.ocsf_action == _OBSERVED else action.ocsf_action,
         "disposition_id": action.ocsf_disposition,
         "time": 0,
         "duration": None if duration_ns is None else duration_ns // 1_000_000,
@@ -135,17 +147,28 @@ def finding(document: Mapping[str, Any], version: str = VERSIONS[0]) -> Object:
 
 def _plain(document: Mapping[str, Any]) -> Object:
     """What the table copies from the document to one place of the finding."""
-    flat = {row.ocsf: _typed(row.name, fact(document, row.name)) for row in _PLAIN}
+    flat = {row.ocsf: _typed(row.name, _clamped(row.name, fact(document, row.name))) for row in _PLAIN}
     return nest({path: value for path, value in flat.items() if value not in (None, "", [])})
 
 
+def _clamped(name: str, value: Any) -> Any:
+    number = whole(value, _TOPS.get(name, LONG))
+    return value if number is None else number
+
+
 def _typed(name: str, value: Any) -> Any:
-    """A value in OCSF's type: milliseconds, a whole number, or what it is."""
-    if name in _TIMES:
+    """A value in OCSF's type, or None when it cannot be that: evidence is as the probe gave it."""
+    kind = BY_NAME[name].type
+    if kind == "time":
         return milliseconds(value)
-    if name in _NUMBERS:
-        return whole(int(value) if isinstance(value, float) else value, LONG)
-    return value if isinstance(value, list) else None if value is None else str(value)
+    if kind in {"number", "port"}:
+        number = int(value) if isinstance(value, float) and math.isfinite(value) else value
+        return number if type(number) is int and 0 <= number <= _TOPS.get(name, LONG) else None
+    if kind == "ip":
+        return as_ip(value.partition("%")[0]) if isinstance(value, str) else None
+    if kind == "list":
+        return value if isinstance(value, list) else None
+    return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else None
 
 
 def _base(category: int, class_uid: int, activity: int) -> Object:
@@ -244,11 +267,11 @@ def _evidence(document: Mapping[str, Any], event: Mapping[str, Any], time_ms: in
     kind = str(event.get("kind", ""))
     parts, rest = _parts(event, kind)
     evidence: Object = {name: parts[name] for name in _EVIDENCES if name in parts}
-    record = _record(document, parts, kind, version)
-    if record is None:
-        evidence["data"] = {"kind": kind, "time": time_ms, **rest}
-    else:
-        evidence["data"] = {**record, "time": time_ms, "unmapped": {"kind": kind, **rest}}
+    record = _record(document, parts, kind, version) or {}
+    left = {name: value for name, value in parts.get("data", {}).items() if name not in record}
+    unmapped = {**rest, **left, "kind": kind}
+    own = {"unmapped": unmapped} if record else unmapped
+    evidence["data"] = {**record, **own, "time": time_ms}
     return evidence
 
 
@@ -288,7 +311,7 @@ def _parts(flat: Mapping[str, Any], kind: str) -> tuple[Object, Object]:
             del flat[name]
     for side, end in _ENDS:
         address = flat.pop(f"{side}.address", None)
-        if address and f"{end}.ip" not in places:
+        if address and address != places.get(f"{end}.ip"):
             places[f"{end}.hostname"] = str(address)
     if (outcome := flat.pop("event.outcome", None)) is not None:
         places["data.status_id"] = _STATUSES.get(str(outcome), 0)
@@ -337,7 +360,7 @@ def _complete(parts: Object, rest: Object) -> None:
         if any(actor.values()):
             parts["actor"] = {name: value for name, value in actor.items() if value}
     if (file := parts.get("file")) is not None:
-        parts["file"] = {**_file(str(file.get("path") or file["name"]), 0), **file}
+        parts["file"] = {**(_file(file["path"], 0) if "path" in file else {"type_id": 0}), **file}
     if (query := parts.get("query")) is not None and "hostname" not in query:
         rest["query"] = parts.pop("query")
 
@@ -372,5 +395,5 @@ def _unmapped(document: Mapping[str, Any]) -> Object:
         if isinstance(facts, Mapping)
         else {}
     )
-    found = {**own, "alert": left}
-    return {"kwsiem": {name: value for name, value in found.items() if value}}
+    found = {name: value for name, value in {**own, "alert": left}.items() if value}
+    return {"kwsiem": found} if found else {}

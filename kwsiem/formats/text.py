@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from kwsiem.formats.facts import fact, texts
+from kwsiem.formats.facts import fact, labels, texts
 from kwsiem.text import clean, without_reordering
 
 _MAX_TEXT: Final = 512
@@ -32,6 +32,7 @@ def render(document: Mapping[str, Any]) -> str:
     techniques = texts(document, "threat.technique.id")
     if techniques:
         facts.append(f"attack={_safe('+'.join(techniques))}")
+    facts += [f"{name}={_quoted(value)}" for name, value in labels(document).items()]
     facts += [_safe(fact(document, "kwsiem.alert.state")), f"id={_safe(fact(document, 'event.id'))}"]
     level = _safe(fact(document, "kwsiem.alert.level")).upper()
     rule = _safe(fact(document, "rule.id"))

@@ -5,14 +5,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kwsiem.document import document
-from kwsiem.formats import cef
+from kwsiem.formats import cef, make
 
 ANY = st.text(st.one_of(st.characters(exclude_categories=[]), st.sampled_from('=|\\\n\r "')), max_size=80)
 
 
 def parse(line):
-    """A strict reader of CEF:0, written from the standard alone: header fields and extension pairs."""
-    assert line.startswith("CEF:0|")
+    """A strict reader of CEF, written from the standard alone: header fields and extension pairs."""
+    assert line.startswith(("CEF:0|", "CEF:1|"))
     header, i, field = [], 6, ""
     while len(header) < 6:
         if line[i] == "\\":
@@ -161,3 +161,48 @@ def test_a_document_without_anything_still_has_a_full_header():
 def test_a_time_that_is_none_is_left_out(scan):
     scan["@timestamp"] = "2026-13-02T03:04:05.123Z"
     assert "rt" not in parse(cef.render(scan))[1]
+
+
+def test_version_1_has_ipv6_in_its_place_and_64_bits(ipv6):
+    _, old = parse(cef.render(ipv6))
+    assert (old["in"], old["out"], old["deviceDirection"]) == (str(2**31 - 1), "12", "0")
+    assert (old["c6a2"], old["c6a3"]) == ("2001:db8::bad:1", "2001:db8::10")
+    line = make("cef", cef_version=1)(ipv6)
+    assert line.startswith("CEF:1|KernelWatch|")
+    _, new = parse(line)
+    assert (new["in"], new["src"], new["dst"]) == ("5000000000", "2001:db8::bad:1", "2001:db8::10")
+    assert (new["threatAttackID"], new["frameworkName"]) == ("T1048.003", "MITRE ATT&CK")
+    assert new["reportedDuration"] == "1000"
+    assert not {"c6a2", "c6a2Label", "c6a3", "c6a3Label"} & new.keys()
+    newer = {"src", "dst", "threatAttackID", "frameworkName", "reportedDuration"}
+    assert set(new) - newer == set(old) - {"c6a2", "c6a2Label", "c6a3", "c6a3Label"}
+
+
+@pytest.mark.parametrize(
+    ("direction", "expected"), [("egress", "1"), ("outbound", "1"), ("inbound", "0"), ("internal", None)]
+)
+def test_direction(ipv6, direction, expected):
+    ipv6["network"]["direction"] = direction
+    assert parse(cef.render(ipv6))[1].get("deviceDirection") == expected
+
+
+@pytest.mark.parametrize(
+    ("decision", "expected"),
+    [("off", "detected"), ("dry-run", "detected"), ("blocked", "blocked"), ("failed", "block_failed"), ("released", "unblocked")],
+)  # fmt: skip
+def test_block_decisions(close, decision, expected):
+    close["kwsiem"]["alert"]["block"]["decision"] = decision
+    assert parse(cef.render(close))[1]["act"] == expected
+
+
+def test_every_slot_has_its_label(documents):
+    for found in documents.values():
+        for line in (cef.render(found), cef.render(found, 1)):
+            _, pairs = parse(line)
+            slots = {key for key in pairs if re.fullmatch(r"(cs|cn|c6a)\d", key)}
+            assert {f"{slot}Label" for slot in slots} == {key for key in pairs if key.endswith("Label")}
+
+
+def test_the_count_of_a_digest_has_a_slot_of_its_own(digested):
+    _, pairs = parse(cef.render(digested))
+    assert (pairs["cn2"], pairs["cn2Label"]) == ("6", "DigestCount")
