@@ -17,7 +17,7 @@ def fact(document: Mapping[str, Any], name: str) -> Any:
     """The value at a dotted name of a nested document, or None."""
     node: Any = document
     for part in name.split("."):
-        if not isinstance(node, Mapping):
+        if not isinstance(node, (dict, Mapping)):  # dict first: the check of an abstract class is slow
             return None
         node = node.get(part)
     return node
@@ -39,8 +39,10 @@ def line_text(value: Any, most_bytes: int) -> str:
 
     Cutting in bytes satisfies both readings of a format's length; no code point is cut in half.
     """
+    if value is None:
+        return ""
     if not isinstance(value, str):
-        return "" if value is None else cut_bytes(str(value), most_bytes).strip()
+        return cut_bytes(str(value), most_bytes).strip()
     return cut_bytes(clean(value, max(1, len(value))), most_bytes).strip()
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from kwsiem.formats.facts import fact, labels, texts
+from kwsiem.formats.fields import ACTIONS
 from kwsiem.text import clean, without_reordering
 
 _MAX_TEXT: Final = 512
@@ -32,6 +33,9 @@ def render(document: Mapping[str, Any]) -> str:
     techniques = texts(document, "threat.technique.id")
     if techniques:
         facts.append(f"attack={_safe('+'.join(techniques))}")
+    decision = fact(document, "kwsiem.alert.block.decision")
+    if isinstance(decision, str) and decision in ACTIONS:
+        facts.append(ACTIONS[decision].word)
     facts += [f"{name}={_quoted(value)}" for name, value in labels(document).items()]
     facts += [_safe(fact(document, "kwsiem.alert.state")), f"id={_safe(fact(document, 'event.id'))}"]
     level = _safe(fact(document, "kwsiem.alert.level")).upper()

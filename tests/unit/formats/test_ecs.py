@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kwsiem.document import document
 from kwsiem.formats import FORMATS, make
 from kwsiem.formats.fit import fit
 
@@ -66,3 +67,12 @@ def test_labels_are_flat_texts(scan):
     found = check(make("ecs", extra={"data_center": "fra1", "environment": "prod"})(scan))
     assert found["labels"] == {"data_center": "fra1", "environment": "prod"}
     assert "labels" not in scan
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["tcp.syn", "udp.unreachable", "dns.query", "http.request", "auth.attempt", "process.exec", "ns.change", "file.open",
+     "cred.change", "module.load", "bpf.load", "mount.change", "sensor.lost", "output.state", "rules.reload", "of.no.kind", ""],
+)  # fmt: skip
+def test_the_category_of_every_kind_of_event_allows_its_type(make_alert, kind):
+    check(FORMATS["ecs"](document(make_alert(evidence=[{"kind": kind, "ts_ns": 1}]))))

@@ -64,3 +64,9 @@ def test_facts_in_quotes_are_what_was_given(make_alert, user, process):
 
 def test_a_document_without_facts_still_gives_a_line():
     assert text.render({}).startswith("None NONE None: None (count=0, None, id=None)")
+
+
+def test_a_block_is_told(close):
+    assert "blocked" not in text.render(close)
+    close["kwsiem"]["alert"]["block"]["decision"] = "blocked"
+    assert ", attack=T1046, blocked, close, id=" in text.render(close)
