@@ -63,6 +63,14 @@ def test_the_same_alerts_have_the_same_id_in_whatever_order(many):
     assert digest(many) == digest(many)
 
 
+def test_ids_go_first_where_there_is_little_room(many):
+    found = digest(many)
+    assert len(json.loads(fit(FORMATS["ecs"], found, 8000))["kwsiem"]["digest"]["ids"]) == 37
+    short = json.loads(fit(FORMATS["ecs"], found, 1900))["kwsiem"]["digest"]
+    assert "ids" not in short
+    assert (short["count"], len(short["rules"])) == (37, 2)
+
+
 def test_one_source_alone_is_the_source(many):
     assert "source" not in digest(many)
     assert digest(many[::3])["source"] == {"address": "198.51.100.0", "ip": "198.51.100.0"}

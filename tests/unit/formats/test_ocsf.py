@@ -247,3 +247,18 @@ def test_whatever_an_event_holds_the_finding_stays_valid(make_alert, events, ver
     line = make("ocsf", ocsf_version=version)(found)
     assert len(line.splitlines()) == 1
     check_class(version, json.loads(line))
+
+
+@given(
+    st.text(st.characters(exclude_categories=[]), max_size=50),
+    st.text(st.characters(exclude_categories=[]), max_size=50),
+)
+def test_what_is_in_the_alert_is_read_back(make_alert, user, command):
+    fields = {"user.name": user, "process.pid": 7, "process.command_line": command}
+    found = document(make_alert(fields=fields, evidence=[{"kind": "process.exec", "ts_ns": 1, **fields}]))
+    line = json.loads(FORMATS["ocsf"](found))
+    event = found["kwsiem"]["alert"]["evidence"][0]
+    evidence = line["evidences"][0]
+    assert evidence.get("user", {}).get("name", "") == event.get("user.name", "")
+    assert evidence["process"].get("cmd_line", "") == event.get("process.command_line", "")
+    assert line["metadata"]["uid"] == found["event"]["id"]
