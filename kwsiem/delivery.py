@@ -16,7 +16,8 @@ import msgspec
 
 from kwsiem.alert import LEVELS
 from kwsiem.errors import ConfigError, OutputError
-from kwsiem.formats import FORMATS
+from kwsiem.formats import make as make_format
+from kwsiem.formats.digest import digest
 from kwsiem.formats.fit import fit
 from kwsiem.formats.syslog import (
     MAX_STREAM_BYTES,
@@ -37,6 +38,7 @@ from kwsiem.output_settings import (
 from kwsiem.outputs.base import Output
 from kwsiem.outputs.console import ConsoleOutput
 from kwsiem.outputs.file import FileOutput
+from kwsiem.outputs.pace import Pace
 from kwsiem.outputs.syslog import DatagramOutput, TcpOutput
 from kwsiem.outputs.worker import Route
 
@@ -74,16 +76,34 @@ def _syslog(settings: SyslogSettings) -> Output:
 
 def make_route(settings: OutputSettings) -> Route:
     """Which alerts go to an output, and in what form."""
+    pace = Pace([(settings.rate_per_min, 60.0)]) if settings.rate_per_min else None
     return Route(
         render=make_renderer(settings),
         min_severity=LEVELS[settings.level],
         wants=make_filter(settings),
+        pace=pace,
+        digest=make_digest if pace else None,
+        digest_over=settings.rate_per_min,
     )
+
+
+def make_digest(sources: Sequence[bytes]) -> bytes:
+    """One document in place of many."""
+    return msgspec.json.encode(digest([msgspec.json.decode(source) for source in sources]))
 
 
 def make_renderer(settings: OutputSettings) -> Render:
     """From the stored document to the bytes that the output moves; raises OutputError when it cannot fit."""
-    render = FORMATS[format_of(settings)]
+    try:
+        render = make_format(
+            format_of(settings),
+            cef_version=settings.cef_version,
+            leef_version=settings.leef_version,
+            ocsf_version=settings.ocsf_version,
+            extra=settings.extra,
+        )
+    except ValueError as error:
+        raise ConfigError(f"output {settings.name!r}: {error}") from None
     if not isinstance(settings, SyslogSettings):
         return lambda data: render(msgspec.json.decode(data)).encode() + b"\n"
     head = local_header if _is_local(settings) else header

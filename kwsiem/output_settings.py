@@ -39,6 +39,7 @@ class _Output(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     format: FormatName = ""
     cef_version: Literal[0, 1] = 0
     leef_version: Literal["2.0", "1.0"] = "2.0"
+    ocsf_version: Literal["1.8.0", "1.3.0"] = "1.8.0"
 
 
 class _Tls(_Output, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -20,7 +20,7 @@ from kwsiem.rules.model import RuleSet
 from kwsiem.rules.testing import Judge, run_tests
 from kwsiem.sensor.catalog import Catalog, read_catalog
 
-FORMAT_NAMES: Final = ("ecs", "json", "cef", "text")
+FORMAT_NAMES: Final = ("ecs", "json", "cef", "leef", "ocsf", "gelf", "text")
 Subparsers = Any  # argparse has no public name for it
 
 

@@ -216,7 +216,8 @@ def _show(result: dict[str, Any]) -> None:
         print(f"{plain(result['name'])}: {paint('FAILED', 'red')}: {plain(result['error'])}")
         return
     answer = plain(result["answer"]) or "no answer: this way of sending has none"
+    label = result["label"].removeprefix("sent, ")
     print(
-        f"{plain(result['name'])}: {paint('sent', 'green')}, {result['label'].removeprefix('sent, ')}, {result['bytes']} bytes"
+        f"{plain(result['name'])}: {paint('sent', 'green')}, {label}, {result['bytes']} bytes"
         f" in {result['took_ms']} ms, id {result['id']}\n  answer: {answer}"
     )
