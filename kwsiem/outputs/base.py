@@ -46,13 +46,14 @@ class Output(Protocol):
     which alerts of a batch were taken. ``batch_alerts`` is the most alerts that :meth:`send` is given.
     ``replays`` is true where what was sent may be lost with the connection: after each new :meth:`open` the
     worker sends again what was sent last. ``answer`` is what the destination said last, in words, for
-    ``kwsiem outputs test``.
+    ``kwsiem outputs test``. ``limits`` are the destination's own: so many messages in so many seconds.
     """
 
     label: Label
     batch_alerts: int
     replays: bool
     answer: str
+    limits: Sequence[tuple[int, float]]
 
     def open(self) -> None:
         """Make ready to send; called again before each try after an error."""
@@ -74,3 +75,33 @@ class BaseOutput:
     batch_alerts: int = 200
     replays: bool = False
     answer: str = ""
+    limits: Sequence[tuple[int, float]] = ()
+
+
+class Notes(Protocol):
+    """What an output remembers across restarts: short texts by key; the oldest may be forgotten."""
+
+    def get(self, key: str) -> str | None:
+        """What was noted under a key."""
+
+    def set(self, key: str, value: str) -> None:
+        """Note something, durably."""
+
+
+class PassingNotes:
+    """Notes that end with the process, at most ``most``: for a single message."""
+
+    def __init__(self, most: int = 1000) -> None:
+        self._most = most
+        self._notes: dict[str, str] = {}
+
+    def get(self, key: str) -> str | None:
+        """What was noted under a key."""
+        return self._notes.get(key)
+
+    def set(self, key: str, value: str) -> None:
+        """Note something; the oldest note goes when there are too many."""
+        self._notes.pop(key, None)
+        self._notes[key] = value
+        if len(self._notes) > self._most:
+            del self._notes[next(iter(self._notes))]

@@ -145,6 +145,7 @@ class Worker:
         self._failures = 0
         self._next_try_s = 0.0
         self._replay_after: int | None = None
+        self._is_digest_due = False
 
     def step(self, now_s: float) -> float:
         """One round at time ``now_s`` (monotonic); gives the seconds until the next one is due.
@@ -271,27 +272,39 @@ class Worker:
         return self._route.wants is None or self._route.wants(item.document)
 
     def _paced(self, parcels: list[Parcel], now_s: float) -> list[Parcel]:
-        """What may go now: each by itself, or when too many wait the most severe ones and a digest."""
+        """What may go now, the most severe first: each by itself, or when too many wait some and a digest.
+
+        Where one message may go, the most severe alert and a digest take turns: a high alert in a storm is
+        said by itself, and no run of high alerts holds back all others.
+        """
         assert self._route.pace
         free = self._route.pace.free(now_s)
-        chosen = parcels[:free]
-        if self._route.digest and len(parcels) > max(free, self._route.digest_over):
-            worst = sorted(parcels, key=lambda parcel: -parcel.rendered.severity)[: free - 1]
-            single = {parcel.seqs for parcel in worst}
-            rest = [parcel for parcel in parcels if parcel.seqs not in single]
-            chosen = [*(parcel for parcel in parcels if parcel.seqs in single), self._digest(rest)]
+        by_severity = sorted(parcels, key=lambda parcel: -parcel.rendered.severity)
+        if not self._route.digest or len(parcels) <= max(free, self._route.digest_over):
+            chosen = by_severity[:free]
+        elif free > 1 or self._is_digest_due or by_severity[0].rendered.severity < URGENT_SEVERITY:
+            digest = self._digest(by_severity[free - 1 :])
+            chosen = [*by_severity[: free - 1], digest] if digest else by_severity[:free]
+            self._is_digest_due = False
+        else:
+            chosen = by_severity[:1]
+            self._is_digest_due = True
         self._route.pace.take(len(chosen), now_s)
         return chosen
 
-    def _digest(self, parcels: Sequence[Parcel]) -> Parcel:
+    def _digest(self, parcels: Sequence[Parcel]) -> Parcel | None:
+        """One message of many; None when it cannot be made, then they go one by one."""
         assert self._route.digest
-        source = self._route.digest([parcel.rendered.source for parcel in parcels])
-        rendered = Rendered(
-            f"digest-{parcels[0].rendered.id}-{parcels[-1].rendered.id}",
-            max(parcel.rendered.severity for parcel in parcels),
-            self._route.render(source),
-            source,
-        )
+        try:
+            source = self._route.digest([parcel.rendered.source for parcel in parcels])
+            data = self._route.render(source)
+        except Exception:
+            # The edge of the stage: a fault of the digest must not hold up what it would sum up.
+            log.exception("output %s: no digest of %d alerts", self.name, len(parcels))
+            return None
+        ids = (parcels[0].rendered.id, parcels[-1].rendered.id)
+        severity = max(parcel.rendered.severity for parcel in parcels)
+        rendered = Rendered(f"digest-{'-'.join(ids)}", severity, data, source)
         return Parcel(tuple(seq for parcel in parcels for seq in parcel.seqs), rendered)
 
     def _send(

@@ -268,7 +268,7 @@ def test_above_its_rate_an_output_gets_a_digest_and_nothing_is_lost(outbox, outp
     put(outbox, "a", "b", "c", "d", severity=5)
     put(outbox, "high", severity=8)
     assert worker.step(0.0) == 0.0
-    assert output.taken == [b"A", b"HIGH", b"B+C+D"], "the most severe ones by themselves"
+    assert output.taken == [b"HIGH", b"A", b"B+C+D"], "the most severe ones by themselves, and first"
     assert account(outbox).delivered == 5
     assert worker.digested == 3
     put(outbox, "e")
@@ -287,6 +287,78 @@ def test_few_alerts_wait_their_turn_instead_of_a_digest(outbox, output):
         now_s += worker.step(now_s)
     assert output.taken == [b"A", b"B", b"C"]
     assert now_s == pytest.approx(2.0)
+
+
+def test_with_one_message_at_a_time_a_critical_alert_goes_before_the_digest_of_a_storm(outbox, output):
+    route = Route(bytes.upper, pace=Pace([(1, 1.0)]), digest=b"+".join, digest_over=2)
+    worker = Worker("out", output, outbox, route)
+    put(outbox, "a", "b", "c", severity=3)
+    put(outbox, "crit", severity=10)
+    worker.step(0.0)
+    assert output.taken == [b"CRIT"]
+    worker.step(1.0)
+    assert output.taken == [b"CRIT", b"A+B+C"]
+    assert (account(outbox).delivered, worker.digested) == (4, 3)
+
+
+def test_a_run_of_high_alerts_does_not_hold_back_the_others(outbox, output):
+    """One message at a time: the most severe alert and a digest of all others take turns."""
+    route = Route(bytes.upper, pace=Pace([(1, 1.0)]), digest=b"+".join, digest_over=2)
+    worker = Worker("out", output, outbox, route)
+    put(outbox, "a", "b", "c", severity=3)
+    for second in range(4):
+        put(outbox, f"h{second}", f"i{second}", f"j{second}")
+        worker.step(float(second))
+    assert output.taken == [b"H0", b"I0+J0+H1+I1+J1+A+B+C", b"H2", b"I2+J2+H3+I3+J3"]
+    assert account(outbox).waiting == 0
+
+
+def test_a_digest_leads_with_the_most_severe(outbox, output):
+    route = Route(bytes.upper, pace=Pace([(1, 1.0)]), digest=b"+".join, digest_over=2)
+    worker = Worker("out", output, outbox, route)
+    for number, severity in enumerate([3, 5, 3, 0, 5]):
+        put(outbox, f"a{number}", severity=severity)
+    worker.step(0.0)
+    assert output.taken == [b"A1+A4+A0+A2+A3"], "nothing urgent: all at once, the oldest of a level first"
+
+
+def test_alerts_go_one_by_one_when_no_digest_can_be_made(outbox, output, caplog):
+    def broken(sources):
+        raise ValueError("a digest of no alerts")
+
+    route = Route(bytes.upper, pace=Pace([(1, 1.0)]), digest=broken, digest_over=2)
+    worker = Worker("out", output, outbox, route)
+    put(outbox, "a", "b", "c", severity=5)
+    now_s = 0.0
+    while account(outbox).waiting:
+        now_s += worker.step(now_s)
+    assert output.taken == [b"A", b"B", b"C"]
+    assert "no digest of 3 alerts" in caplog.text
+
+
+def test_a_storm_of_low_alerts_delays_a_critical_one_by_one_message_at_most(outbox, output):
+    """Minutes of 2,000 low alerts a minute at 20 messages a minute, and now and then a critical one."""
+    route = Route(bytes.upper, pace=Pace([(1, 1.0), (20, 60.0)]), digest=b"+".join, digest_over=5)
+    worker = Worker("out", output, outbox, route)
+    raised_s = {}
+    now_s = next_s = 0.0
+    for tick in range(4 * 180):
+        now_s = tick / 4
+        put(outbox, *[f"low{tick}-{n}" for n in range(8)], severity=3)
+        if tick % 97 == 50:
+            put(outbox, f"crit{tick}", severity=10)
+            raised_s[f"CRIT{tick}".encode()] = now_s
+        if now_s >= next_s:
+            before = len(output.taken)
+            next_s = now_s + worker.step(now_s)
+            for taken in output.taken[before:]:
+                if taken in raised_s:
+                    assert now_s - raised_s.pop(taken) <= 2 * 3.0 + 0.5, (
+                        "two places in the queue of 20 a minute"
+                    )
+    assert not raised_s, "each critical alert was said by itself"
+    assert len(output.taken) <= 20 + 180 / 3 + 1
+    assert account(outbox).balanced
 
 
 def test_a_thread_carries_what_waits_and_ends_when_nothing_does(worker, outbox, output):
