@@ -95,7 +95,8 @@ class CourierProcess:
 
     def _output(self, settings: OutputSettings, env_file: Path) -> Output:
         """One output, with its secrets and keys, while we are still root."""
-        return make_output(settings, secrets_of(settings, env_file), self._stdout_fd)
+        notes = _Notes(self, settings.name)
+        return make_output(settings, secrets_of(settings, env_file), self._stdout_fd, notes)
 
     def _worker(self, settings: OutputSettings, output: Output) -> Worker:
         def changed(state: str, previous: str, reason: str) -> None:
@@ -108,7 +109,9 @@ class CourierProcess:
                 }
             )
 
-        return Worker(settings.name, output, self.outbox, make_route(settings), on_state=changed)
+        return Worker(
+            settings.name, output, self.outbox, make_route(settings, output.limits), on_state=changed
+        )
 
     def run(self) -> None:
         """Serve until told to stop or until the sensor is gone."""
@@ -243,6 +246,22 @@ class CourierProcess:
         self._every_second()
         self.outbox.close()
         log.info("courier ends", extra={"alerts": self.received})
+
+
+class _Notes:
+    """What one output notes, in the outbox, which is opened after the outputs are made."""
+
+    def __init__(self, courier: CourierProcess, output: str) -> None:
+        self._courier = courier
+        self._output = output
+
+    def get(self, key: str) -> str | None:
+        """What was noted under a key."""
+        return self._courier.outbox.note(self._output, key)
+
+    def set(self, key: str, value: str) -> None:
+        """Note something."""
+        self._courier.outbox.set_note(self._output, key, value)
 
 
 def _lock(path: Path) -> int:

@@ -16,6 +16,7 @@ import msgspec
 
 from kwsiem.alert import LEVELS
 from kwsiem.errors import ConfigError, OutputError
+from kwsiem.formats import chat
 from kwsiem.formats import make as make_format
 from kwsiem.formats.digest import digest
 from kwsiem.formats.fit import fit
@@ -28,19 +29,23 @@ from kwsiem.formats.syslog import (
     local_header,
 )
 from kwsiem.output_settings import (
+    DEFAULT_RATES_PER_MIN,
     ConsoleSettings,
     ElasticsearchSettings,
+    EmailSettings,
     FileSettings,
     KafkaSettings,
     LokiSettings,
     OutputSettings,
+    SlackSettings,
     SplunkHecSettings,
     SyslogSettings,
+    TelegramSettings,
     WebhookSettings,
     format_of,
     type_of,
 )
-from kwsiem.outputs.base import Output
+from kwsiem.outputs.base import Notes, Output
 from kwsiem.outputs.console import ConsoleOutput
 from kwsiem.outputs.file import FileOutput
 from kwsiem.outputs.pace import Pace
@@ -51,15 +56,30 @@ LOCAL_SOCKET: Final = "/dev/log"
 Render = Callable[[bytes], bytes]
 
 
+def _mail(document: Mapping[str, Any]) -> bytes:
+    subject, text, headers = chat.mail(document)
+    return msgspec.json.encode({"subject": subject, "text": text, "headers": headers})
+
+
+#: The outputs for people have a form of their own, whatever ``format`` says.
+_CHATS: Final[Mapping[str, Callable[[Mapping[str, Any]], bytes]]] = {
+    "telegram": lambda document: chat.telegram(document).encode(),
+    "slack": lambda document: msgspec.json.encode(chat.slack(document)),
+    "email": _mail,
+}
+
+
 def make_output(
     settings: OutputSettings,
     secrets: Mapping[str, str],
     stdout_fd: int = 1,
+    notes: Notes | None = None,
 ) -> Output:
     """The output that the settings name, to be made as root: keys are read here.
 
     ``secrets`` are the values of its ``…_secret`` keys; ``stdout_fd`` is negative when the process has no
-    standard output. Raises ConfigError for what cannot be used.
+    standard output; ``notes`` is where it remembers the messages of incidents (None: only as long as it
+    lives). Raises ConfigError for what cannot be used.
     """
     if isinstance(settings, ConsoleSettings):
         return ConsoleOutput(stdout_fd, settings.timeout_s)
@@ -71,6 +91,8 @@ def make_output(
         return _http(settings, secrets)
     if isinstance(settings, KafkaSettings):
         return _kafka(settings, secrets)
+    if isinstance(settings, (TelegramSettings, SlackSettings, EmailSettings)):
+        return _for_people(settings, secrets, notes)
     raise ConfigError(f"output {settings.name!r}: type {type_of(settings)} is not built yet")
 
 
@@ -100,6 +122,23 @@ def _kafka(settings: KafkaSettings, secrets: Mapping[str, str]) -> Output:
     return KafkaOutput(settings, secrets)
 
 
+def _for_people(
+    settings: TelegramSettings | SlackSettings | EmailSettings,
+    secrets: Mapping[str, str],
+    notes: Notes | None,
+) -> Output:
+    """An output that people read; what it needs is loaded only where one is configured."""
+    if isinstance(settings, EmailSettings):
+        from kwsiem.outputs.mail import MailOutput  # noqa: PLC0415
+
+        return MailOutput(settings, secrets.get("password", ""), notes)
+    from kwsiem.outputs import slack, telegram  # noqa: PLC0415
+
+    if isinstance(settings, SlackSettings):
+        return slack.SlackOutput(settings, secrets.get("url", ""))
+    return telegram.TelegramOutput(settings, secrets.get("token", ""), secrets.get("chat_id", ""), notes)
+
+
 def _syslog(settings: SyslogSettings) -> Output:
     frame = frame_octets if settings.framing == "octet-counting" else frame_newline
     if settings.transport == "tcp":
@@ -109,17 +148,25 @@ def _syslog(settings: SyslogSettings) -> Output:
     return DatagramOutput(settings.path or LOCAL_SOCKET, settings.timeout_s, frame)
 
 
-def make_route(settings: OutputSettings) -> Route:
-    """Which alerts go to an output, and in what form."""
-    pace = Pace([(settings.rate_per_min, 60.0)]) if settings.rate_per_min else None
+def make_route(settings: OutputSettings, limits: Sequence[tuple[int, float]] = ()) -> Route:
+    """Which alerts go to an output, in what form, and how fast.
+
+    ``limits`` are those of the destination (``Output.limits``); the settings can only tighten them.
+    """
     return Route(
         render=make_renderer(settings),
         min_severity=LEVELS[settings.level],
         wants=make_filter(settings),
-        pace=pace,
-        digest=make_digest if pace else None,
-        digest_over=settings.rate_per_min,
+        pace=_pace(settings, limits),
+        digest=make_digest,
+        digest_over=getattr(settings, "digest_over", settings.rate_per_min),
     )
+
+
+def _pace(settings: OutputSettings, limits: Sequence[tuple[int, float]]) -> Pace | None:
+    rate_per_min = settings.rate_per_min or DEFAULT_RATES_PER_MIN.get(type_of(settings), 0)
+    every = [*limits, (rate_per_min, 60.0)] if rate_per_min else list(limits)
+    return Pace(every) if every else None
 
 
 def make_digest(sources: Sequence[bytes]) -> bytes:
@@ -129,6 +176,9 @@ def make_digest(sources: Sequence[bytes]) -> bytes:
 
 def make_renderer(settings: OutputSettings) -> Render:
     """From the stored document to the bytes that the output moves; raises OutputError when it cannot fit."""
+    if type_of(settings) in _CHATS:
+        write = _CHATS[type_of(settings)]
+        return lambda data: write({**msgspec.json.decode(data), "labels": settings.extra})
     try:
         render = make_format(
             format_of(settings),

@@ -165,7 +165,8 @@ class TelegramSettings(_Http, frozen=True, kw_only=True, forbid_unknown_fields=T
     """A Telegram chat; an incident keeps one message, which is edited as it grows and closes.
 
     ``chat_id`` in the settings wins over the secret. ``silent_below`` is the level under which a message
-    makes no sound. ``rate_per_min`` is at most 20, the limit of groups; 0 means 20.
+    makes no sound. ``rate_per_min`` can only tighten what Telegram allows: 1 message a second, and 20 a
+    minute in groups and channels; that is the default.
     """
 
     format: Literal[""] = ""
@@ -236,7 +237,8 @@ DEFAULT_FORMATS: Final[Mapping[str, str]] = {
     "kafka": "ecs",
 }
 #: Default messages a minute where none is set, for those that people read; above it digests are made.
-DEFAULT_RATES_PER_MIN: Final[Mapping[str, int]] = {"telegram": 20, "slack": 30, "email": 6}
+#: Telegram has limits of its own by the kind of chat (outputs/telegram.py).
+DEFAULT_RATES_PER_MIN: Final[Mapping[str, int]] = {"slack": 30, "email": 6}
 
 
 def type_of(settings: OutputSettings) -> str:

@@ -47,12 +47,15 @@ def find(name: str, env_file: Path) -> str | None:
 def secrets_of(settings: Any, env_file: Path, *, optional: frozenset[str] = frozenset()) -> dict[str, str]:
     """The values for the keys of an output that end in ``_secret``, by the key without that ending.
 
-    Raises ConfigError that names key and secret when a named one is nowhere, unless it is ``optional``.
+    Where the settings have a value under that key (``chat_id``) it wins, and no secret is looked for. Raises
+    ConfigError that names key and secret when a named one is nowhere, unless it is ``optional``.
     """
     found: dict[str, str] = {}
     for field in msgspec.structs.fields(settings):
         name = getattr(settings, field.name)
         if not field.name.endswith("_secret") or not name:
+            continue
+        if getattr(settings, field.name.removesuffix("_secret"), ""):
             continue
         value = find(name, env_file)
         if value is not None:

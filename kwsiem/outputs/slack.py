@@ -29,12 +29,13 @@ class SlackOutput(BaseOutput):
     """Posts each message; ``Rendered.data`` is the JSON body. Raises ConfigError."""
 
     batch_alerts = 20
-    limits = (LIMIT,)
+    limits: Sequence[tuple[int, float]] = (LIMIT,)
 
     def __init__(self, settings: SlackSettings, url: str) -> None:
-        secret.learn(url.strip())
+        url = (settings.url or url).strip()
+        secret.learn(url)
         try:
-            self._client = HttpClient(settings, url=url.strip())
+            self._client = HttpClient(settings, url=url)
         except ConfigError as error:
             raise ConfigError(f"{error} (secret {settings.url_secret})") from None
 
