@@ -111,11 +111,11 @@ def slack(document: Mapping[str, Any]) -> dict[str, Any]:
     def write(row: _Row) -> str:
         if row.ours:
             return _joined(row.label and f"_{_mrkdwn(row.label)}_", _mrkdwn(_ARROW.join(row.values)))
-        return _joined(_mrkdwn(row.label), _ARROW.join(f"`{_span(value)}`" for value in row.values))
+        return _joined(_mrkdwn(row.label), _ARROW.join(f"`{_mrkdwn(value)}`" for value in row.values))
 
     ends = [end for side in ("source", "destination") if (end := _end(document, side))]
-    line = _joined(card.subject, f"({card.state})", _ARROW.join(ends))
-    body = "\n".join(_fitting(card.rows, write, MAX_SLACK_SECTION)) or _mrkdwn(card.state)
+    line = _joined(card.subject, f"({card.state})" if card.state else "", _ARROW.join(ends))
+    body = "\n".join(_fitting(card.rows, write, MAX_SLACK_SECTION)) or _mrkdwn(card.subject)
     header = clean(f"{card.sign} {card.level}: {card.title}".translate(_LOOKALIKES), MAX_SLACK_HEADER // 2)
     return {
         "text": _mrkdwn(clean(_WEB.sub("hxxp", line), _MAX_SLACK_LINE)),
@@ -127,7 +127,7 @@ def slack(document: Mapping[str, Any]) -> dict[str, Any]:
                 "elements": [
                     {
                         "type": "mrkdwn",
-                        "text": f"{_mrkdwn(card.state)}{_DOT}id `{_span(card.id)}`",
+                        "text": f"{_mrkdwn(card.state)}{_DOT}id `{_mrkdwn(card.id)}`",
                         "verbatim": True,
                     }
                 ],
@@ -381,9 +381,5 @@ def _html(text: str) -> str:
 
 
 def _mrkdwn(text: str) -> str:
-    return html.escape(text, quote=False)
-
-
-def _span(text: str) -> str:
-    """Text within backticks, which cannot be escaped there."""
-    return _mrkdwn(text.replace("`", "'"))
+    """Text for Slack's markup; a backtick cannot be escaped there."""
+    return html.escape(text.replace("`", "'"), quote=False)

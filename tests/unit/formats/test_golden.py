@@ -1,16 +1,24 @@
 """Every format byte by byte; KWSIEM_GOLDEN=write makes the files anew (then read the difference)."""
 
 import copy
+import json
 import os
 from pathlib import Path
 
 import pytest
 
-from kwsiem.formats import FORMATS, make
+from kwsiem.formats import FORMATS, chat, make
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 CASES = {"scan", "hostile", "ipv6", "auth", "process", "close", "digested"}
-RENDERERS = {**FORMATS, "cef1": make("cef", cef_version=1), "leef1": make("leef", leef_version="1.0")}
+RENDERERS = {
+    **FORMATS,
+    "cef1": make("cef", cef_version=1),
+    "leef1": make("leef", leef_version="1.0"),
+    "telegram": chat.telegram,
+    "slack": lambda document: json.dumps(chat.slack(document), ensure_ascii=False, indent=1),
+    "mail": lambda document: "\n".join(map(str, chat.mail(document))),
+}
 
 
 @pytest.mark.parametrize("name", sorted(RENDERERS))
