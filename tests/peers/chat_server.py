@@ -6,7 +6,9 @@ import contextlib
 import json
 import socket
 import struct
+import sys
 import threading
+import traceback
 from collections import deque
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,6 +35,7 @@ class ChatServer:
         if context:
             self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self._server.track = self._open
+        self._server.bugs = []
         scheme = "https" if context else "http"
         self.url = f"{scheme}://localhost:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
@@ -51,6 +54,7 @@ class ChatServer:
                 connection.shutdown(socket.SHUT_RDWR)
         self._server.server_close()
         self._thread.join()
+        assert not self._server.bugs, self._server.bugs
 
     def __enter__(self):
         return self
@@ -70,13 +74,13 @@ class ChatServer:
                 with outer._lock:
                     outer.requests.append((self.path, body))
                     fault = outer.faults.popleft() if outer.faults else None
-                    done = isinstance(fault, tuple) or fault in {"reset", "hang"}
+                    done = isinstance(fault, tuple) or fault in ("reset", "hang")
                     answer = (
                         fault if isinstance(fault, tuple) else None if done else outer.take(self.path, body)
                     )
                 if fault == "hang":
                     outer._closing.wait()
-                if fault in {"reset", "reset-after", "hang"}:
+                if fault in ("reset", "reset-after", "hang"):
                     self._reset()
                     return
                 self._say(*answer)
@@ -105,6 +109,7 @@ class ChatServer:
 class _Server(ThreadingHTTPServer):
     daemon_threads = False
     track: set[socket.socket]
+    bugs: list[str]
 
     def finish_request(self, request, client_address):
         self.track.add(request)
@@ -116,7 +121,9 @@ class _Server(ThreadingHTTPServer):
             self.track.discard(request)
 
     def handle_error(self, request, client_address):
-        """Clients of these tests break off on purpose."""
+        """Clients of these tests break off on purpose; anything else is a bug of the server."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            self.bugs.append(traceback.format_exc())
 
 
 def json_answer(status: int, value: Any) -> Answer:
