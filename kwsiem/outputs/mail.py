@@ -17,11 +17,11 @@ from typing import Final, cast
 
 import msgspec
 
+from kwsiem import secret
 from kwsiem.clock import NS_PER_S, wall_ns
 from kwsiem.errors import ConfigError, OutputError
 from kwsiem.output_settings import EmailSettings
 from kwsiem.outputs.base import BaseOutput, Notes, PassingNotes, Rendered
-from kwsiem.secret import mask
 from kwsiem.text import clean
 from kwsiem.tls import check_pin, client_context, pinned
 
@@ -78,6 +78,7 @@ class MailOutput(BaseOutput):
 
     def __init__(self, settings: EmailSettings, password: str = "", notes: Notes | None = None) -> None:
         self._settings = settings
+        secret.learn(password)
         _check(settings, password)
         self._password = password
         self._port = settings.port or PORTS[settings.security]
@@ -207,6 +208,7 @@ class _Session:
         self._address = (settings.host, port)
         self._where = f"{settings.host}:{port}"
         self._smtp: smtplib.SMTP | None = None
+        self._sock: socket.socket | None = None
         self._line: socket.socket | None = None
         self._timer: threading.Timer | None = None
         self.is_over = False
@@ -222,10 +224,10 @@ class _Session:
     def connect(self, context: ssl.SSLContext | None, fingerprint: str, password: str) -> None:
         """Connect, encrypt and log in as the settings say; raises what smtplib raises."""
         self.begin()
-        sock = socket.create_connection(self._address, self._settings.timeout_s)
+        sock = self._sock = socket.create_connection(self._address, self._settings.timeout_s)
         self._line = sock.dup()  # the same connection, also when TLS has taken the socket over
         if context and self._settings.security == "tls":
-            sock = context.wrap_socket(sock, server_hostname=self._settings.host)
+            sock = self._sock = context.wrap_socket(sock, server_hostname=self._settings.host)
             self._check_pin(sock, fingerprint)
         name = socket.gethostname()
         smtp = self._smtp = _Smtp(sock, self._address, name if "." in name else "[127.0.0.1]")
@@ -235,6 +237,7 @@ class _Session:
             if code != 220:
                 raise smtplib.SMTPResponseException(code, said)
             self._check_pin(cast(ssl.SSLSocket, smtp.sock), fingerprint)
+            smtp.ehlo_or_helo_if_needed()  # what was said in clear counts no more
         if self._settings.user:
             smtp.login(self._settings.user, password)
 
@@ -277,7 +280,7 @@ class _Session:
         if self._timer:
             self._timer.cancel()
             self._timer.join()
-        for open_end in (self._smtp, self._line):
+        for open_end in (self._smtp, self._sock, self._line):
             if open_end:
                 open_end.close()
 
@@ -323,7 +326,7 @@ def _check(settings: EmailSettings, password: str) -> None:
 
 def _reply(code: int, said: bytes | str) -> str:
     text = said.decode("utf-8", "replace") if isinstance(said, bytes) else said
-    return clean(mask(f"{code} {text}"), _MAX_WORDS)
+    return clean(secret.mask(f"{code} {text}"), _MAX_WORDS)
 
 
 def _bytes(said: bytes | str) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any
 
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult, LoginPassword
+from peers.daemon import free_port
 
 USER, PASSWORD = "kwsiem", "test-password-of-mail"
 
@@ -37,11 +38,15 @@ class SmtpServer:
             options |= {"auth_required": True, "authenticator": _authenticate}
             if security == "tls":
                 options["auth_require_tls"] = False  # aiosmtpd does not know that TLS is there already
+        self.port = free_port()
         self._controller = Controller(
-            self, hostname="127.0.0.1", port=0, ssl_context=context if security == "tls" else None, **options
+            self,
+            hostname="127.0.0.1",
+            port=self.port,
+            ssl_context=context if security == "tls" else None,
+            **options,
         )
         self._controller.start()
-        self.port = self._controller.server.sockets[0].getsockname()[1]
 
     def close(self) -> None:
         """Stop listening and end all connections."""
