@@ -373,7 +373,7 @@ def _fitting(rows: list[_Row], write: Callable[[_Row], str], room: int) -> list[
 
 
 def _units(text: str) -> int:
-    return len(text.encode("utf-16-le", "replace")) // 2
+    return len(text) + sum(char > "\uffff" for char in text)  # the codec would be imported late
 
 
 def _html(text: str) -> str:

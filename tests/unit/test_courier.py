@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from peers import slack_hook, smtp, telegram_api
 
 from kwsiem import rights
 from kwsiem.config import Settings
@@ -30,7 +31,14 @@ from kwsiem.messages import (
     Stop,
 )
 from kwsiem.outbox import recent_alerts
-from kwsiem.output_settings import ConsoleSettings, FileSettings, SyslogSettings
+from kwsiem.output_settings import (
+    ConsoleSettings,
+    EmailSettings,
+    FileSettings,
+    SlackSettings,
+    SyslogSettings,
+    TelegramSettings,
+)
 
 DEADLINE_S = 20.0
 WITHOUT_STDOUT = "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
@@ -338,3 +346,44 @@ def test_nothing_is_lost_when_the_courier_is_killed_in_a_storm(start, folder, ma
     assert last.wait_stats(lambda v: v["outputs"][0]["waiting"] == 0)["balanced"]
     assert last.stop() == 0
     assert set(delivered(folder)) == {alert.id for alert in alerts}
+
+
+@pytest.fixture
+def secrets(monkeypatch):
+    """As the service has them, in its environment."""
+    monkeypatch.setenv("TELEGRAM_BOT_TOKEN", telegram_api.TOKEN)
+    monkeypatch.setenv("TELEGRAM_CHAT_ID", "1000")
+
+
+def test_an_incident_edits_its_message_in_telegram_also_after_kill_9(start, folder, make_alert, secrets):
+    """Without rights, with what was noted in the outbox, and nothing but what was imported before."""
+    with telegram_api.TelegramApi() as server:
+        settings = TelegramSettings(name="telegram", url=server.url)
+        for number, state in enumerate(("open", "close")):
+            courier = start(settings)
+            courier.raise_alerts([make_alert(state=state, count=5 + number)], first=number)
+            courier.wait_stats(lambda v, n=number: v["outputs"][0]["delivered"] == n + 1)
+            courier.process.kill()
+            courier.process.wait()
+            courier.close()
+        [message] = server.shown
+        assert len(message.history) == 2 and "closed" in message.text
+    assert telegram_api.TOKEN not in (folder.parent / "log").read_text()
+
+
+def test_a_courier_without_rights_sends_mail_and_posts_to_slack(start, folder, make_alert, monkeypatch):
+    with smtp.SmtpServer() as mail, slack_hook.SlackHook() as hook:
+        monkeypatch.setenv("SLACK_WEBHOOK_URL", hook.hook)
+        courier = start(
+            EmailSettings(
+                name="mail", host="localhost", port=mail.port, security="none",
+                sender="kwsiem@gw01.example.net", to=("admin@example.net",),
+            ),
+            SlackSettings(name="slack"),
+        )  # fmt: skip
+        courier.raise_alerts([make_alert(title="Türzahl \N{FOX FACE}")])
+        courier.wait_stats(lambda v: [o["delivered"] for o in v["outputs"]] == [1, 1])
+        assert courier.stop() == 0
+        assert "Türzahl" in mail.mails[0][0]["Subject"]
+        assert "Türzahl" in hook.bodies[0]["text"]
+    assert hook.hook not in (folder.parent / "log").read_text()
