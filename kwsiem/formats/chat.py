@@ -48,7 +48,7 @@ _SHOWN_SOURCES: Final = 10
 _LONG: Final = 2**63 - 1
 #: ``<`` and ``>`` and ``&`` mean something in Slack's markup; where escapes may show, these stand for them.
 _LOOKALIKES: Final = str.maketrans({"<": "\u2039", ">": "\u203a", "&": "+"})
-_WEB: Final = re.compile(r"(?i)\bhttp(?=s?:)")
+_WEB: Final = re.compile(r"(?i)http(?=s?:)")
 
 #: What is always shown; a greater number is left out first when a message would be too long.
 _ALWAYS: Final = 0
