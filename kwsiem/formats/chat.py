@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from kwsiem.formats.facts import attack_ids, fact, labels, milliseconds, port, texts, whole
+from kwsiem.formats.fields import ACTIONS
 from kwsiem.text import clean, without_reordering
 
 #: UTF-16 code units of a Telegram message; the Bot API takes 4096 after parsing the markup.
@@ -146,7 +147,7 @@ def mail(document: Mapping[str, Any]) -> tuple[str, str, dict[str, str]]:
     written ``hxxp``, so that a mail program makes no link of it.
     """
     card = _card(document)
-    again = "Re: " if fact(document, "kwsiem.alert.state") in {"update", "close"} else ""
+    again = "Re: " if fact(document, "kwsiem.alert.state") in ("update", "close") else ""
     rows = [*card.rows, _Row("id", (card.id,)), _Row("incident", (card.incident_id,))]
     width = max(len(row.label) for row in rows) + 2
     lines = [f"{card.level}: {card.title}", card.state, ""]
@@ -337,8 +338,12 @@ def _block(document: Mapping[str, Any]) -> str:
     if not isinstance(block, Mapping) or not block.get("value"):
         return ""
     for_s = whole(block.get("for_s"), _LONG) or 0
-    wanted = f"{_safe(block['value'], _MAX_NAME)} for {_duration(for_s)}"
-    return f"{wanted}: {_safe(block.get('decision') or 'asked for', _MAX_NAME)}"
+    decision = block.get("decision")
+    if isinstance(decision, str) and decision in ACTIONS:
+        became = ACTIONS[decision].word.replace("_", " ")
+    else:
+        became = f"not blocked ({_safe(decision or 'undecided', _MAX_NAME)})"
+    return f"{_safe(block['value'], _MAX_NAME)} for {_duration(for_s)}: {became}"
 
 
 def _labels(document: Mapping[str, Any]) -> str:
