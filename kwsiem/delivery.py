@@ -29,9 +29,14 @@ from kwsiem.formats.syslog import (
 )
 from kwsiem.output_settings import (
     ConsoleSettings,
+    ElasticsearchSettings,
     FileSettings,
+    KafkaSettings,
+    LokiSettings,
     OutputSettings,
+    SplunkHecSettings,
     SyslogSettings,
+    WebhookSettings,
     format_of,
     type_of,
 )
@@ -48,7 +53,7 @@ Render = Callable[[bytes], bytes]
 
 def make_output(
     settings: OutputSettings,
-    secrets: Mapping[str, str],  # noqa: ARG001 - for the outputs that have some
+    secrets: Mapping[str, str],
     stdout_fd: int = 1,
 ) -> Output:
     """The output that the settings name, to be made as root: keys are read here.
@@ -62,7 +67,37 @@ def make_output(
         return FileOutput(Path(settings.path), settings.max_bytes, settings.keep)
     if isinstance(settings, SyslogSettings):
         return _syslog(settings)
+    if isinstance(settings, (SplunkHecSettings, ElasticsearchSettings, LokiSettings, WebhookSettings)):
+        return _http(settings, secrets)
+    if isinstance(settings, KafkaSettings):
+        return _kafka(settings, secrets)
     raise ConfigError(f"output {settings.name!r}: type {type_of(settings)} is not built yet")
+
+
+def _http(
+    settings: SplunkHecSettings | ElasticsearchSettings | LokiSettings | WebhookSettings,
+    secrets: Mapping[str, str],
+) -> Output:
+    """An HTTP output; requests is loaded only where one is configured."""
+    from kwsiem.outputs import elasticsearch, loki, splunk_hec, webhook  # noqa: PLC0415
+
+    if isinstance(settings, SplunkHecSettings):
+        return splunk_hec.SplunkHecOutput(settings, secrets)
+    if isinstance(settings, ElasticsearchSettings):
+        return elasticsearch.ElasticsearchOutput(settings, secrets)
+    if isinstance(settings, LokiSettings):
+        return loki.LokiOutput(settings, secrets)
+    return webhook.WebhookOutput(settings, secrets)
+
+
+def _kafka(settings: KafkaSettings, secrets: Mapping[str, str]) -> Output:
+    try:
+        from kwsiem.outputs.kafka import KafkaOutput  # noqa: PLC0415 - an extra, and a large one
+    except ImportError:
+        raise ConfigError(
+            f"output {settings.name!r}: confluent-kafka is not installed: pip install 'kwsiem[kafka]'"
+        ) from None
+    return KafkaOutput(settings, secrets)
 
 
 def _syslog(settings: SyslogSettings) -> Output:

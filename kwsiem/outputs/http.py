@@ -11,6 +11,7 @@ request that a deadline cannot interrupt.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import email.utils
 import gzip
@@ -281,6 +282,13 @@ def retry_after_s(value: str) -> float | None:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=timezone.utc)
     return max(0.0, moment.timestamp() - wall_ns() / NS_PER_S)
+
+
+def basic(name: str, user: str, secrets: Mapping[str, str]) -> str:
+    """The Authorization header of a user with a password; raises ConfigError without one."""
+    if "password" not in secrets:
+        raise ConfigError(f"output {name!r}: user without password_secret")
+    return "Basic " + base64.b64encode(f"{user}:{secrets['password']}".encode()).decode()
 
 
 def _checked_url(
