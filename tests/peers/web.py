@@ -227,6 +227,9 @@ class Peer:
             sock.close()
 
     def _one(self, sock: socket.socket, stream: Any, number: int) -> bool:
+        if not stream.peek(1)[:1].isalpha():
+            sock.sendall(Reply(400).wire())  # the end of the stream, or TLS to a port without
+            return False
         request = self._read(stream, number)
         if request is None:
             return False
