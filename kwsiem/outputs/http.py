@@ -256,7 +256,9 @@ class HttpClient:
             return "the server closed the connection without an answer"
         if isinstance(error, (http.client.IncompleteRead, urllib3.exceptions.IncompleteRead)):
             return "the answer was cut off"
-        if isinstance(error, (requests.exceptions.InvalidHeader, requests.exceptions.InvalidURL)):
+        if isinstance(
+            error, (requests.exceptions.InvalidHeader, requests.exceptions.InvalidURL, UnicodeError)
+        ):
             return "the request cannot be made: header or URL not valid"
         if isinstance(error, OSError) and error.errno and not isinstance(error, requests.RequestException):
             return os.strerror(error.errno).lower()
@@ -460,7 +462,7 @@ def _pool_classes(deadline: _Deadline, fingerprint: str) -> dict[str, Any]:
 
         def _validate_conn(self, conn: Any) -> None:
             """Connect; that a receiver is not verified was said when the context was made."""
-            if conn.is_closed:
+            if conn.sock is None:
                 conn.connect()
 
     return {"http": Pool, "https": TlsPool}
