@@ -4,6 +4,7 @@ import base64
 import json
 import logging
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -195,6 +196,43 @@ def test_what_is_no_answer_is_an_error_in_a_few_words(peer, make, fault, said):
     peer.faults.append(fault)
     found = words(make(peer.url))
     assert found == f"{peer.url}: {said}"
+
+
+HEADS = (
+    b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\nRetry-After: 7\r\nConnection: close\r\n\r\n{'a':1}",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nSet-Cookie: a=b; Path=/; Expires=Wed, 21 Oct 2037 07:28:00 GMT\r\n\r\n"
+    b"7;x=y\r\n{'a':1}\r\n0\r\nTrailer: x\r\n\r\n",
+    b"HTTP/1.1 307 Temporary\r\nLocation: http://user:pw@b\xc3\xbccher.example:80/%zz\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.1 429 No\r\nRetry-After: Wed, 21 Oct 2037 07:28:00 GMT\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc",
+    b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.0 204 No Content\r\nContent-Type: text/html; charset=\xff\r\n\r\n",
+)
+
+
+def test_no_answer_makes_anything_but_an_answer_or_an_output_error(peer, make):
+    """Answers with bytes changed, cut out and repeated; the seed is fixed, so a failure comes again."""
+    chance = random.Random(7)
+    client = make(peer.url, cookies=True, timeout_s=5.0)
+    answers = 0
+    for _ in range(200):
+        wire = bytearray(chance.choice(HEADS))
+        for _ in range(chance.randrange(4)):
+            place, end = sorted(chance.randrange(len(wire) + 1) for _ in range(2))
+            match chance.randrange(3):
+                case 0:
+                    wire[place : place + 1] = bytes([chance.choice(b"\0\r\n :;,=-0919\x80\xff\x1b%[]")])
+                case 1:
+                    del wire[place : min(end, place + 8)]
+                case _:
+                    wire[place:place] = wire[place:end]
+        peer.faults.append(Bytes(bytes(wire)))
+        try:
+            answer = client.post("", b"{}")
+            answer.json()
+            assert isinstance(answer.text, str)
+            answers += 1
+        except OutputError:
+            pass
+    assert 0 < answers < 200
 
 
 def test_a_chunked_answer_is_read(peer, make):
@@ -585,3 +623,17 @@ def test_nothing_is_imported_after_the_constructors(certificates):
     assert found["late"] == []
     assert any("certificate has expired" in line for line in found["said"])
     assert any("503" in line for line in found["said"])
+
+
+def test_requests_is_loaded_only_where_an_http_output_is_configured():
+    code = """
+import sys
+import kwsiem.courier
+from kwsiem.delivery import make_output
+from kwsiem.output_settings import ConsoleSettings
+make_output(ConsoleSettings(name="c"), {})
+print(sorted({"requests", "urllib3", "confluent_kafka"} & set(sys.modules)))
+"""
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60,
+                           env={**os.environ, "PYTHONPATH": str(TESTS.parent)})  # fmt: skip
+    assert child.stdout == b"[]\n"
