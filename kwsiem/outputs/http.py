@@ -210,6 +210,8 @@ class HttpClient:
                 )
             ) as response:
                 found = response.raw.read(MAX_ANSWER_BYTES, decode_content=False)
+                if len(found) < MAX_ANSWER_BYTES and response.raw.length_remaining:
+                    raise http.client.IncompleteRead(found)
                 return Answer(
                     response.status_code,
                     found,
@@ -254,7 +256,9 @@ class HttpClient:
             return "the server closed the connection without an answer"
         if isinstance(error, (http.client.IncompleteRead, urllib3.exceptions.IncompleteRead)):
             return "the answer was cut off"
-        if isinstance(error, (requests.exceptions.InvalidHeader, requests.exceptions.InvalidURL)):
+        if isinstance(
+            error, (requests.exceptions.InvalidHeader, requests.exceptions.InvalidURL, UnicodeError)
+        ):
             return "the request cannot be made: header or URL not valid"
         if isinstance(error, OSError) and error.errno and not isinstance(error, requests.RequestException):
             return os.strerror(error.errno).lower()
@@ -368,6 +372,17 @@ class _TimedReader(io.RawIOBase):
         super().close()
 
 
+class _Lines(io.BufferedReader):
+    """Knows of a head that ends too early; http.client takes it for a whole one."""
+
+    cut = False
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = super().readline(size)
+        self.cut = self.cut or not line.endswith(b"\n")
+        return line
+
+
 class _Session(requests.Session):
     def get_redirect_target(self, resp: requests.Response) -> None:
         """None: even without following, requests would read a redirect's body without bound."""
@@ -410,7 +425,12 @@ def _pool_classes(deadline: _Deadline, fingerprint: str) -> dict[str, Any]:
         def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
             super().__init__(sock, *args, **kwargs)
             self.fp.close()
-            self.fp = io.BufferedReader(_TimedReader(sock, deadline))
+            self.fp = self._lines = _Lines(_TimedReader(sock, deadline))
+
+        def begin(self) -> None:
+            super().begin()
+            if self._lines.cut:
+                raise http.client.IncompleteRead(b"")
 
     class Timed:
         response_class = Reply
@@ -442,7 +462,7 @@ def _pool_classes(deadline: _Deadline, fingerprint: str) -> dict[str, Any]:
 
         def _validate_conn(self, conn: Any) -> None:
             """Connect; that a receiver is not verified was said when the context was made."""
-            if conn.is_closed:
+            if conn.sock is None:
                 conn.connect()
 
     return {"http": Pool, "https": TlsPool}

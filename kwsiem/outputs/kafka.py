@@ -1,9 +1,9 @@
 """A Kafka topic, by librdkafka: an alert counts as delivered when all in-sync replicas have it.
 
 ``acks=all`` and the idempotent producer: a retry inside librdkafka neither doubles nor reorders. Each alert
-has its own delivery report. librdkafka gives up on a message after ``timeout_s``, so that no alert is under
-way any more when :meth:`KafkaOutput.send` returns; it may be in the topic all the same, and comes again then
-with the same ``alert-id``.
+has its own delivery report. librdkafka gives up on a message after ``timeout_s`` (2 s at least), so that no
+alert is under way any more when :meth:`KafkaOutput.send` returns; it may be in the topic all the same, and
+comes again then with the same ``alert-id``.
 
 Certificates and keys are read in the constructor; the client with its threads begins in :meth:`open`, when
 the rights are gone. Sources: librdkafka's CONFIGURATION.md and INTRODUCTION.md ("Idempotent Producer"),
@@ -30,6 +30,9 @@ from kwsiem.tls import client_context
 
 log = logging.getLogger("kwsiem.outputs")
 
+#: A new producer asks for its id first, and for half a second in vain when the broker has just come up; an
+#: alert is given at least this long, whatever the time-out of the settings.
+_LEAST_S: Final = 2.0
 #: librdkafka needs a little longer than a message's time-out to tell us of it.
 _MARGIN_S: Final = 1.0
 _MAX_PEM: Final = 1 << 20
@@ -109,7 +112,7 @@ class KafkaOutput(BaseOutput):
                 fates[index] = KafkaError(KafkaError._QUEUE_FULL)
             except ValueError as error:
                 fates[index] = KafkaError(KafkaError.INVALID_RECORD, f"cannot be made into a record: {error}")
-        self._producer.flush(self._settings.timeout_s + _MARGIN_S)
+        self._producer.flush(_timeout_s(self._settings) + _MARGIN_S)
         return fates
 
     def _produce(self, alert: Rendered, on_delivery: Callable[..., Any]) -> None:
@@ -159,9 +162,13 @@ _TIME_OUTS: Final = frozenset({KafkaError._TIMED_OUT, KafkaError._MSG_TIMED_OUT,
 _VAGUE: Final = frozenset({KafkaError._ALL_BROKERS_DOWN})
 
 
+def _timeout_s(settings: KafkaSettings) -> float:
+    return max(_LEAST_S, settings.timeout_s)
+
+
 def _configuration(settings: KafkaSettings, secrets: Mapping[str, str]) -> dict[str, Any]:
     """The configuration for librdkafka; raises ConfigError."""
-    timeout_ms = int(settings.timeout_s * 1000)
+    timeout_ms = int(_timeout_s(settings) * 1000)
     config: dict[str, Any] = {
         "bootstrap.servers": ",".join(settings.brokers),
         "client.id": f"kwsiem/{__version__}",
@@ -169,9 +176,9 @@ def _configuration(settings: KafkaSettings, secrets: Mapping[str, str]) -> dict[
         "enable.idempotence": True,
         "compression.type": settings.compression,
         "delivery.timeout.ms": timeout_ms,
-        "request.timeout.ms": max(1000, timeout_ms),
-        "socket.timeout.ms": max(1000, timeout_ms),
-        "socket.connection.setup.timeout.ms": max(1000, timeout_ms),
+        "request.timeout.ms": timeout_ms,
+        "socket.timeout.ms": timeout_ms,
+        "socket.connection.setup.timeout.ms": timeout_ms,
         "socket.keepalive.enable": True,
         "linger.ms": 5,
         "security.protocol": settings.security.upper(),

@@ -53,7 +53,7 @@ def push(
     for index, alert in enumerate(batch):
         try:
             items[index] = make(alert)
-        except (msgspec.DecodeError, msgspec.ValidationError, ValueError) as error:
+        except ValueError as error:
             refused[index] = f"cannot be made into a request: {error}"
     _post_all(deque(_parts(items, size, most_bytes)), items, refused, post)
 

@@ -48,7 +48,7 @@ _OWN_HEADERS: Final = frozenset(
 class WebhookOutput(BaseOutput):
     """Posts each alert to the URL."""
 
-    batch_alerts = 50
+    batch_alerts = 20
 
     def __init__(self, settings: WebhookSettings, secrets: Mapping[str, str]) -> None:
         self._http = HttpClient(settings)

@@ -1,0 +1,1 @@
+"""Receivers of our own and real ones, for tests of outputs: strict, over real sockets, with faults on demand."""
