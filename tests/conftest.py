@@ -1,8 +1,12 @@
 """A skipped test is a failed run where KWSIEM_NO_SKIPS is set (CI)."""
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for tests/peers
 
 
 @pytest.hookimpl(trylast=True)

@@ -2,15 +2,10 @@
 
 import json
 import os
-import select
-import shutil
-import socket
-import subprocess
-import time
-from pathlib import Path
 
 import msgspec
 import pytest
+from peers.rsyslog import Rsyslog
 
 from kwsiem.alert import Alert
 from kwsiem.delivery import make_output, make_renderer, make_route
@@ -27,93 +22,13 @@ pytestmark = pytest.mark.live
 
 START_NS = 1_767_323_045_123_000_000
 HOSTILE = 'a=b \\ c | d "q" ]x\ncs1=forged\r\x00\x1b[31m\u2028<0>1 - - - é 🦊 #012\t\\'
-DEADLINE_S = 20.0
-
-#: Each property is written as JSON text, so that nothing in a message can end a field or a line.
-CONFIG = """
-module(load="imudp")
-module(load="imtcp")
-module(load="imuxsock" SysSock.Use="off")
-template(name="lines" type="list") {{
-  constant(value="{{\\"pri\\":\\"") property(name="pri" format="json") constant(value="\\"")
-  constant(value=",\\"timestamp\\":\\"") property(name="timereported" dateFormat="rfc3339" date.inUTC="on")
-  constant(value="\\",\\"hostname\\":\\"") property(name="hostname" format="json")
-  constant(value="\\",\\"app\\":\\"") property(name="app-name" format="json")
-  constant(value="\\",\\"procid\\":\\"") property(name="procid" format="json")
-  constant(value="\\",\\"msgid\\":\\"") property(name="msgid" format="json")
-  constant(value="\\",\\"sd\\":\\"") property(name="structured-data" format="json")
-  constant(value="\\",\\"msg\\":\\"") property(name="msg" format="json") constant(value="\\"}}\\n")
-}}
-input(type="imudp" address="127.0.0.1" port="{port}" ruleset="take")
-input(type="imtcp" address="127.0.0.1" port="{port}" ruleset="take")
-input(type="imuxsock" socket="{socket}" ruleset="take" rateLimit.Interval="0")
-input(type="imuxsock" socket="{socket}.plain" ruleset="take" rateLimit.Interval="0" useSpecialParser="off"
-      parseHostname="on" ignoreTimestamp="off")
-ruleset(name="take") {{
-  action(type="omfile" file="{out}" template="lines" asyncWriting="off" flushOnTXEnd="on")
-}}
-"""
-
-
-class Rsyslog:
-    """One rsyslogd of our own, in a folder of its own, on loopback."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.socket = folder / "log.sock"
-        self.out = folder / "out"
-        self.config = folder / "rsyslog.conf"
-        self.messages = folder / "rsyslog.err"
-        self.config.write_text(CONFIG.format(port=self.port, socket=self.socket, out=self.out))
-        self.start()
-
-    def start(self) -> None:
-        program = shutil.which("rsyslogd") or "/usr/sbin/rsyslogd"
-        argv = [program, "-n", "-iNONE", "-f", str(self.config)]
-        for path in (self.socket, Path(f"{self.socket}.plain")):
-            path.unlink(missing_ok=True)
-        with self.messages.open("ab") as err:
-            self.process = subprocess.Popen(argv, stdout=err, stderr=err)
-        self.wait(self.is_up)
-
-    def is_up(self) -> bool:
-        with socket.socket() as probe:
-            return Path(f"{self.socket}.plain").exists() and probe.connect_ex(("127.0.0.1", self.port)) == 0
-
-    def wait(self, condition):
-        end_s = time.monotonic() + DEADLINE_S
-        while not (found := condition()):
-            assert time.monotonic() < end_s and self.process.poll() is None, self.messages.read_text()
-            select.select([], [], [], 0.02)
-        return found
-
-    def records(self) -> list[dict[str, str]]:
-        text = self.out.read_text() if self.out.exists() else ""
-        return [json.loads(line) for line in text.split("\n") if line]
-
-    def take(self, count: int) -> list[dict[str, str]]:
-        """So many records, and no more once all is written."""
-        self.wait(lambda: len(self.records()) >= count)
-        self.stop()
-        return self.records()
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(DEADLINE_S)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait(DEADLINE_S)
 
 
 @pytest.fixture
 def rsyslog(tmp_path):
     daemon = Rsyslog(tmp_path)
     yield daemon
-    if daemon.process.poll() is None:
-        daemon.stop()
+    daemon.stop()
 
 
 def alert(number: int, text: str = "root", **changes) -> Alert:
@@ -242,7 +157,7 @@ def test_a_receiver_that_is_killed_with_everything_unread_gets_it_all_from_the_n
     settings = settings_of(rsyslog, "tcp-octets")
     worker = Worker("siem", make_output(settings, {}), outbox, make_route(settings))
     worker.step(0.0)
-    os.kill(rsyslog.process.pid, 19)
+    rsyslog.freeze()
     documents = [document(alert(number)) for number in range(200)]
     outbox.put([Item(d["event"]["id"], 8, msgspec.json.encode(d)) for d in documents])
     worker.step(1.0)
