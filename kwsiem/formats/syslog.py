@@ -79,8 +79,8 @@ def bsd_header(document: Mapping[str, Any], facility: str, app_name: str, proces
     """The RFC 3164 header of an alert: ``<PRI>Mmm dd hh:mm:ss host tag[pid]: ``.
 
     The months are English whatever the locale, the day is padded with a space, and the time is local time,
-    as receivers take it for theirs; it has no year and no zone. A host has no space and no colon, which
-    would make a tag of it.
+    as receivers take it for theirs; it has no year and no zone. A host with a colon would be taken for the
+    tag, and one that does not end in a letter or digit is no host for rsyslog (measured).
     """
     timestamp = fact(document, "@timestamp")
     found = _TIMESTAMP.match(timestamp) if isinstance(timestamp, str) else None
@@ -89,7 +89,7 @@ def bsd_header(document: Mapping[str, Any], facility: str, app_name: str, proces
     except ValueError:
         moment = _EPOCH
     local = moment.astimezone()
-    host = _NOT_HOST.sub("_", _printable(fact(document, "host.name"), 255))
+    host = _NOT_HOST.sub("_", _printable(fact(document, "host.name"), 255)).strip("._-") or "unknown"
     return (
         f"<{priority(document, facility)}>{_MONTHS[local.month - 1]} {local.day:2d} {local:%H:%M:%S}"
         f" {host} {_tag(app_name)}[{process_id}]: "
