@@ -52,6 +52,7 @@ class Connection:
         self.where = f"{host}:{port} ({protocol or ('tls' if tls else 'tcp')})"
         self._timeout_s = timeout_s
         self._is_open = True
+        self._reason = 0
         try:
             self._socket = _connected(host, port, timeout_s)
         except (OSError, ValueError) as error:
@@ -78,8 +79,13 @@ class Connection:
 
     def read(self, wait_s: float) -> bytes:
         """What came, empty when nothing did within the time; raises OutputError when the receiver closed."""
-        if not self._pending() and not self._poll(wait_s):
-            return b""
+        if not self._pending():
+            events = self._poll(wait_s)
+            if not events:
+                return b""
+            if events & select.POLLERR:
+                # Kept from the TLS layer, which makes a plain end of it; what came before is still read.
+                self._reason = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         self._socket.settimeout(0)
         try:
             data = self._socket.recv(_CHUNK)
@@ -88,8 +94,19 @@ class Connection:
         except OSError as error:
             self._fail(error)
         if not data:
-            raise OutputError(f"{self.where}: the receiver closed the connection")
+            self._raise_end()
         return data
+
+    def acknowledge(self) -> None:
+        """Acknowledge at once what comes next.
+
+        A receiver that answers each message holds back its second answer until our kernel has
+        acknowledged the first, which the kernel puts off for 40 ms: 2,700 messages a second instead of
+        72,000 (measured with imrelp). It holds for a moment only (tcp(7), TCP_QUICKACK): say it before
+        each read.
+        """
+        with contextlib.suppress(OSError):
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def check(self) -> None:
         """Throw away what the receiver says; raises OutputError when it has ended the connection."""
@@ -101,7 +118,7 @@ class Connection:
     def check_end(self) -> None:
         """Raise OutputError when the receiver has closed the connection; nothing is read."""
         if self._poll(0.0) & (_POLLRDHUP | select.POLLHUP | select.POLLERR):
-            raise OutputError(f"{self.where}: the receiver closed the connection")
+            self._raise_end()
 
     def close(self) -> None:
         """Close in order: what was written still goes out, with TLS its end is said (close_notify)."""
@@ -147,6 +164,13 @@ class Connection:
         poller = select.poll()
         poller.register(self._socket, select.POLLIN | _POLLRDHUP)
         return next((events for _, events in poller.poll(max(0.0, wait_s) * 1000)), 0)
+
+    def _raise_end(self) -> NoReturn:
+        """OutputError with the reason of the end, when the kernel has one."""
+        reason = self._reason or self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        closed = reason in {0, errno.EPIPE}
+        why = "the receiver closed the connection" if closed else os.strerror(reason)
+        raise OutputError(f"{self.where}: {why}")
 
     def _fail(self, error: OSError) -> NoReturn:
         self._is_open = False

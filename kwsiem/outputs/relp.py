@@ -180,6 +180,7 @@ class RelpOutput(BaseOutput):
     def _wait(self, end_s: float) -> list[Answer]:
         """At least one answer, by ``end_s`` (monotonic)."""
         while (left_s := end_s - monotonic_s()) > 0:
+            self._live.acknowledge()
             data = self._live.read(left_s)
             if data and (answers := self._answers.feed(data)):
                 return answers
