@@ -198,6 +198,15 @@ def test_a_receiver_that_drips_is_given_up(server, accept, monkeypatch):
         connection.write(b"x" * 100)
 
 
+def test_the_kernel_is_told_the_time_out(server, tcp):
+    """So a black hole ends the connection; that it does is shown in tests/live/test_black_hole.py."""
+    tcp.open()
+    sock = own_socket(tcp)
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == TIMEOUT_S * 1000
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 10
+
+
 def test_every_address_of_a_name_is_tried(server, accept, monkeypatch, alerts):
     port = server.getsockname()[1]
     real = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))
@@ -383,15 +392,42 @@ def test_tls_a_client_certificate_is_shown(secure, certificates, alerts):
     assert ("DNS", "kwsiem.example.net") in peer.clients[0]["subjectAltName"]
 
 
+def refuse_slowly(listening, context):
+    """A TLS server that looks at each flight of the client a little later, as one far away does."""
+    raw, _ = listening.accept()
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_side=True)
+    with raw:
+        for _ in range(5):
+            try:
+                tls.do_handshake()
+            except ssl.SSLWantReadError:
+                raw.sendall(outgoing.read())
+                data = raw.recv(65536)
+                time.sleep(0.05)
+                incoming.write(data)
+            except ssl.SSLError:
+                raw.sendall(outgoing.read())
+                return
+
+
 @pytest.mark.parametrize("shown", ["none", "stranger"])
-def test_tls_a_receiver_that_refuses_our_certificate_is_noticed_when_connecting(secure, certificates, shown):
+def test_tls_a_receiver_that_refuses_our_certificate_is_noticed_when_connecting(server, certificates, shown):
     """With TLS 1.3 it says so after our handshake: opening waits for its first word."""
-    changes = (
-        {} if shown == "none" else {"cert_file": certificates.stranger, "key_file": certificates.stranger_key}
+    files = {"cert_file": certificates.stranger, "key_file": certificates.stranger_key}
+    settings = tls_settings(certificates, **({} if shown == "none" else files))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates.server, certificates.server_key)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(certificates.ca)
+    thread = threading.Thread(target=refuse_slowly, args=(server, context))
+    thread.start()
+    output = StreamOutput(
+        "localhost", server.getsockname()[1], TIMEOUT_S, frame, Tls(client_context(settings))
     )
-    output, _ = secure(server_options={"client_ca": certificates.ca}, **changes)
     with pytest.raises(OutputError, match=r"(?i)alert"):
         output.open()
+    thread.join()
 
 
 def test_tls_old_versions_are_refused(secure):
