@@ -23,6 +23,7 @@ from kwsiem.formats.fit import fit
 from kwsiem.formats.syslog import (
     MAX_STREAM_BYTES,
     MAX_UDP_BYTES,
+    bsd_header,
     frame_newline,
     frame_octets,
     header,
@@ -34,6 +35,7 @@ from kwsiem.output_settings import (
     ElasticsearchSettings,
     EmailSettings,
     FileSettings,
+    GelfSettings,
     KafkaSettings,
     LokiSettings,
     OutputSettings,
@@ -46,13 +48,24 @@ from kwsiem.output_settings import (
     type_of,
 )
 from kwsiem.outputs.base import Notes, Output
+from kwsiem.outputs.connection import Tls
 from kwsiem.outputs.console import ConsoleOutput
+from kwsiem.outputs.datagram import UdpOutput, UnixOutput
 from kwsiem.outputs.file import FileOutput
+from kwsiem.outputs.gelf import frame_nul, splitter
 from kwsiem.outputs.pace import Pace
-from kwsiem.outputs.syslog import DatagramOutput, TcpOutput
+from kwsiem.outputs.relp import RelpOutput
+from kwsiem.outputs.stream import StreamOutput
 from kwsiem.outputs.worker import Route
+from kwsiem.tls import client_context, pinned
 
 LOCAL_SOCKET: Final = "/dev/log"
+#: RFC 5426, convention, RFC 5425, convention (RELP has no number of its own).
+SYSLOG_PORTS: Final[Mapping[str, int]] = {"udp": 514, "tcp": 514, "tls": 6514, "relp": 2514}
+#: What every receiver of RFC 5424 takes (section 6.1), and the most that an IPv4 datagram holds.
+MIN_MESSAGE_BYTES: Final = 480
+MAX_DATAGRAM_BYTES: Final = 65_507
+HEADERS: Final = {"rfc5424": header, "rfc3164": bsd_header, "local": local_header}
 Render = Callable[[bytes], bytes]
 
 
@@ -93,6 +106,8 @@ def make_output(
         return _kafka(settings, secrets)
     if isinstance(settings, (TelegramSettings, SlackSettings, EmailSettings)):
         return _for_people(settings, secrets, notes)
+    if isinstance(settings, GelfSettings):
+        return _gelf(settings)
     raise ConfigError(f"output {settings.name!r}: type {type_of(settings)} is not built yet")
 
 
@@ -140,12 +155,37 @@ def _for_people(
 
 
 def _syslog(settings: SyslogSettings) -> Output:
-    frame = frame_octets if settings.framing == "octet-counting" else frame_newline
-    if settings.transport == "tcp":
-        return TcpOutput(settings.host, settings.port or 514, settings.timeout_s, frame)
+    most = settings.max_message_bytes
+    if most and not MIN_MESSAGE_BYTES <= most <= (
+        MAX_DATAGRAM_BYTES if settings.transport == "udp" else most
+    ):
+        raise ConfigError(
+            f"output {settings.name!r}: max_message_bytes: must be 0 or {MIN_MESSAGE_BYTES} at least, over"
+            f" UDP {MAX_DATAGRAM_BYTES} at most, got {most}"
+        )
+    octets = settings.transport == "tls" or settings.framing == "octet-counting"
+    frame = frame_octets if octets else frame_newline
+    port = settings.port or SYSLOG_PORTS.get(settings.transport, 0)
+    if settings.transport == "unix":
+        return UnixOutput(settings.path or LOCAL_SOCKET, settings.timeout_s, frame)
     if settings.transport == "udp":
-        return DatagramOutput((settings.host, settings.port or 514), settings.timeout_s, frame)
-    return DatagramOutput(settings.path or LOCAL_SOCKET, settings.timeout_s, frame)
+        return UdpOutput(settings.host, port, settings.timeout_s)
+    if settings.transport == "relp":
+        return RelpOutput(settings.host, port, settings.timeout_s)
+    return StreamOutput(settings.host, port, settings.timeout_s, frame, _tls(settings))
+
+
+def _gelf(settings: GelfSettings) -> Output:
+    if settings.transport == "udp":
+        split = splitter(settings.chunk_bytes, settings.compress)
+        return UdpOutput(settings.host, settings.port, settings.timeout_s, split)
+    return StreamOutput(settings.host, settings.port, settings.timeout_s, frame_nul, _tls(settings))
+
+
+def _tls(settings: SyslogSettings | GelfSettings) -> Tls | None:
+    if settings.transport != "tls":
+        return None
+    return Tls(client_context(settings), pinned(settings))
 
 
 def make_route(settings: OutputSettings, limits: Sequence[tuple[int, float]] = ()) -> Route:
@@ -189,10 +229,12 @@ def make_renderer(settings: OutputSettings) -> Render:
         )
     except ValueError as error:
         raise ConfigError(f"output {settings.name!r}: {error}") from None
+    if isinstance(settings, GelfSettings):
+        return lambda data: render(msgspec.json.decode(data)).encode()
     if not isinstance(settings, SyslogSettings):
         return lambda data: render(msgspec.json.decode(data)).encode() + b"\n"
-    head = local_header if _is_local(settings) else header
-    most = MAX_UDP_BYTES if settings.transport == "udp" else MAX_STREAM_BYTES
+    head = HEADERS[_header_of(settings)]
+    most = settings.max_message_bytes or (MAX_UDP_BYTES if settings.transport == "udp" else MAX_STREAM_BYTES)
     pid = os.getpid()
 
     def syslog(data: bytes) -> bytes:
@@ -247,8 +289,9 @@ def _matcher(patterns: Sequence[str]) -> Callable[[str], bool] | None:
     return lambda text: compiled.match(text) is not None
 
 
-def _is_local(settings: SyslogSettings) -> bool:
-    """Whether messages get the header of the local socket; by default only where stock daemons expect it."""
+def _header_of(settings: SyslogSettings) -> str:
+    """The header's name: by default the short one only where stock daemons expect it."""
     if settings.header:
-        return settings.header == "local"
-    return settings.transport == "unix" and (settings.path or LOCAL_SOCKET) == LOCAL_SOCKET
+        return settings.header
+    at_daemon = settings.transport == "unix" and (settings.path or LOCAL_SOCKET) == LOCAL_SOCKET
+    return "local" if at_daemon else "rfc5424"

@@ -1,4 +1,4 @@
-"""Syslog around a line: the header (RFC 5424, or the local socket's), PRI, and the framing of a stream.
+"""Syslog around a line: the header (RFC 5424, RFC 3164, or the local socket's), PRI, and framing.
 
 Severity 0 (emerg) is never sent: the stock configuration of rsyslog writes it to every terminal. Structured
 data is always the nil value, since leaving it out breaks syslog-ng; no byte order mark, since rsyslog keeps
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from typing import Any, Final
 
 from kwsiem.formats.facts import fact
@@ -32,6 +33,10 @@ MAX_STREAM_BYTES: Final = 8000
 _NOT_PRINTABLE: Final = re.compile(r"[^\x21-\x7e]")
 _TIMESTAMP: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.(\d{3})Z\Z", re.ASCII)
 _NIL: Final = "-"
+_NOT_HOST: Final = re.compile(r"[^A-Za-z0-9._-]")
+_MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+#: The time of a document that has none, which :mod:`kwsiem.document` never makes.
+_EPOCH: Final = datetime.fromtimestamp(0, timezone.utc)
 
 
 def priority(document: Mapping[str, Any], facility: str) -> int:
@@ -65,8 +70,28 @@ def local_header(document: Mapping[str, Any], facility: str, app_name: str, proc
     time whatever is sent (measured); the alert's own time is in the message. A tag has 32 letters and
     digits at most (RFC 3164 section 4.1.3).
     """
-    tag = re.sub(r"[^A-Za-z0-9_-]", "", app_name)[:32] or "kwsiem"
-    return f"<{priority(document, facility)}>{tag}[{process_id}]: "
+    return f"<{priority(document, facility)}>{_tag(app_name)}[{process_id}]: "
+
+
+def bsd_header(document: Mapping[str, Any], facility: str, app_name: str, process_id: int) -> str:
+    """The RFC 3164 header of an alert: ``<PRI>Mmm dd hh:mm:ss host tag[pid]: ``.
+
+    The months are English whatever the locale, the day is padded with a space, and the time is local time,
+    as receivers take it for theirs; it has no year and no zone. A host with a colon would be taken for the
+    tag, and one that does not end in a letter or digit is no host for rsyslog (measured).
+    """
+    timestamp = fact(document, "@timestamp")
+    found = _TIMESTAMP.match(timestamp) if isinstance(timestamp, str) else None
+    try:
+        moment = datetime.fromisoformat(f"{found[1]}+00:00") if found else _EPOCH
+    except ValueError:
+        moment = _EPOCH
+    local = moment.astimezone()
+    host = _NOT_HOST.sub("_", _printable(fact(document, "host.name"), 255)).strip("._-") or "unknown"
+    return (
+        f"<{priority(document, facility)}>{_MONTHS[local.month - 1]} {local.day:2d} {local:%H:%M:%S}"
+        f" {host} {_tag(app_name)}[{process_id}]: "
+    )
 
 
 def frame_octets(message: bytes) -> bytes:
@@ -80,6 +105,10 @@ def frame_newline(message: bytes) -> bytes:
     A line end within would make a second, forged record of the rest.
     """
     return message.replace(b"\n", b" ").replace(b"\0", b" ") + b"\n"
+
+
+def _tag(app_name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]", "", app_name)[:32] or "kwsiem"
 
 
 def _printable(value: Any, limit: int) -> str:

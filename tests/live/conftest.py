@@ -23,6 +23,22 @@ def tmp_path(open_folder):
     return Path(tempfile.mkdtemp(dir=open_folder))
 
 
+@pytest.fixture
+def carry(tmp_path):
+    """Makes a :class:`carrier.Carrier` from settings; all are closed in the end."""
+    import carrier
+
+    made = []
+
+    def make(settings):
+        made.append(carrier.Carrier(tmp_path, settings))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if any("live" in str(item.path) for item in items) and os.geteuid() != 0:
         raise pytest.UsageError("live tests need root; run: make test (or make unit for those that do not)")

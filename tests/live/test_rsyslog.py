@@ -3,51 +3,42 @@
 import json
 import os
 
-import msgspec
 import pytest
+from carrier import DOCUMENTS, rendered, send
+from peers.certificates import Certificates
 from peers.rsyslog import Rsyslog
 
-from kwsiem.alert import Alert
-from kwsiem.delivery import make_output, make_renderer, make_route
-from kwsiem.document import document
+from kwsiem.delivery import make_output
 from kwsiem.errors import OutputError
 from kwsiem.formats import FORMATS
 from kwsiem.formats.syslog import MAX_STREAM_BYTES, MAX_UDP_BYTES
-from kwsiem.outbox import Item, Outbox
 from kwsiem.output_settings import SyslogSettings
-from kwsiem.outputs.base import Rendered
-from kwsiem.outputs.worker import Worker
 
 pytestmark = pytest.mark.live
 
-START_NS = 1_767_323_045_123_000_000
-HOSTILE = 'a=b \\ c | d "q" ]x\ncs1=forged\r\x00\x1b[31m\u2028<0>1 - - - é 🦊 #012\t\\'
+
+@pytest.fixture(scope="session")
+def certificates(open_folder):
+    return Certificates(open_folder / "rsyslog-pki")
 
 
-@pytest.fixture
-def rsyslog(tmp_path):
-    daemon = Rsyslog(tmp_path)
+@pytest.fixture(scope="module")
+def running(open_folder, certificates):
+    (open_folder / "rsyslog").mkdir()
+    daemon = Rsyslog(open_folder / "rsyslog", certificates)
     yield daemon
     daemon.stop()
 
 
-def alert(number: int, text: str = "root", **changes) -> Alert:
-    fields = {"source.ip": "2001:db8::bad:1", "user.name": text, "service.name": "sshd", "process.pid": 7}
-    values = {
-        "rule_id": "ssh-brute-force", "title": "SSH brute force", "level": "critical", "state": "open",
-        "identity": {"source.ip": "2001:db8::bad:1"}, "count": 25, "first_ns": START_NS, "last_ns": START_NS,
-        "raised_ns": START_NS, "opened_ts_ns": number, "reason": f"last: {text}", "tags": ["attack.t1110.001"],
-        "fields": fields, "evidence": [{"kind": "auth.attempt", "ts_ns": 1, **fields}], "host": "gw01.example.net",
-    }  # fmt: skip
-    return Alert(**{**values, **changes})
+@pytest.fixture
+def rsyslog(running):
+    """One that runs and has nothing written yet."""
+    if running.process is None:
+        running.start()
+    running.clear()
+    return running
 
 
-DOCUMENTS = [
-    document(alert(0)),
-    document(alert(1, HOSTILE)),
-    document(alert(2, "é🦊=|\\" * 150)),
-    document(alert(3, level="informational", host="host with space\n", rule_id="x" * 60)),
-]
 TRANSPORTS = {
     # rsyslog's parser of local sockets misreads RFC 5424 unless it is told to leave the line alone.
     "unix-local": {"transport": "unix", "header": "local"},
@@ -55,33 +46,34 @@ TRANSPORTS = {
     "udp": {"transport": "udp"},
     "tcp-octets": {"transport": "tcp", "framing": "octet-counting"},
     "tcp-newline": {"transport": "tcp", "framing": "newline"},
+    "tls": {"transport": "tls"},
+    "mtls": {"transport": "tls"},
+    "relp": {"transport": "relp"},
 }
 
 
-def settings_of(rsyslog: Rsyslog, transport: str, name: str = "cef") -> SyslogSettings:
+def settings_of(rsyslog: Rsyslog, transport: str, name: str = "cef", **changes) -> SyslogSettings:
     path = {"unix-local": str(rsyslog.socket), "unix-rfc5424": f"{rsyslog.socket}.plain"}.get(transport, "")
-    return SyslogSettings(
-        name="siem", format=name, path=path, port=rsyslog.port, facility="local3", app_name="kwsiem",
-        **TRANSPORTS[transport],
-    )  # fmt: skip
+    pki = rsyslog.certificates
+    values = {
+        "name": "siem", "format": name, "path": path, "facility": "local3", "app_name": "kwsiem",
+        "port": rsyslog.ports.get(transport.partition("-")[0], 1), **TRANSPORTS[transport],
+    }  # fmt: skip
+    if "tls" in transport:
+        values |= {"host": "localhost", "ca_file": pki.ca}
+    if transport == "mtls":
+        values |= {"cert_file": pki.client, "key_file": pki.client_key}
+    return SyslogSettings(**{**values, **changes})
 
 
 @pytest.mark.parametrize("name", sorted(FORMATS))
 @pytest.mark.parametrize("transport", sorted(TRANSPORTS))
 def test_every_field_arrives_as_it_was_sent(rsyslog, transport, name):
-    settings = settings_of(rsyslog, transport, name)
-    output, render = make_output(settings, {}), make_renderer(settings)
-    rendered = [
-        Rendered(found["event"]["id"], found["event"]["severity"], render(msgspec.json.encode(found)))
-        for found in DOCUMENTS
-    ]
-    output.open()
-    output.send(rendered)
-    output.close()
+    sent = send(settings_of(rsyslog, transport, name), DOCUMENTS)
     records = rsyslog.take(len(DOCUMENTS))
     assert len(records) == len(DOCUMENTS), "no record was forged, split or lost"
     limit = MAX_UDP_BYTES if transport == "udp" else MAX_STREAM_BYTES
-    for found, sent, record in zip(DOCUMENTS, rendered, records, strict=True):
+    for found, each, record in zip(DOCUMENTS, sent, records, strict=True):
         severity = {10: 1, 0: 6}[found["event"]["severity"]]
         assert record["pri"] == str(19 * 8 + severity)
         assert record["app"] == "kwsiem"
@@ -92,89 +84,173 @@ def test_every_field_arrives_as_it_was_sent(rsyslog, transport, name):
             assert record["msgid"] == found["rule"]["id"][:32]
             assert record["sd"] == "-"
         message = record["msg"].removeprefix(" ") if transport == "unix-local" else record["msg"]
-        assert sent.data.decode().endswith(message)
+        assert each.data.decode().endswith(message)
         assert found["event"]["id"] in message
         full = FORMATS[name](found)
-        shortened = len(sent.data) - len(message.encode()) + len(full.encode()) > limit
+        shortened = len(each.data) - len(message.encode()) + len(full.encode()) > limit
         assert (message == full) is not shortened
         if name in {"ecs", "json"}:
             json.loads(message)
 
 
-@pytest.mark.parametrize("transport", ["tcp-octets", "tcp-newline"])
+@pytest.mark.parametrize("name", sorted(FORMATS))
+@pytest.mark.parametrize("transport", ["udp", "tcp-octets", "tcp-newline", "tls", "relp"])
+def test_the_bsd_header_is_read_as_it_was_meant(rsyslog, transport, name):
+    sent = send(settings_of(rsyslog, transport, name, header="rfc3164"), DOCUMENTS)
+    records = rsyslog.take(len(DOCUMENTS))
+    assert len(records) == len(DOCUMENTS)
+    for found, each, record in zip(DOCUMENTS, sent, records, strict=True):
+        assert record["pri"] == str(19 * 8 + {10: 1, 0: 6}[found["event"]["severity"]])
+        assert record["timestamp"][4:19] == "-01-02T03:04:05", "a BSD time has no year"
+        assert record["hostname"] == found["host"]["name"].replace(" ", "_").strip("_")
+        assert (record["app"], record["procid"]) == ("kwsiem", str(os.getpid()))
+        assert each.data.decode().endswith(f"kwsiem[{os.getpid()}]:{record['msg']}")
+        assert found["event"]["id"] in record["msg"]
+
+
+@pytest.mark.parametrize("transport", ["tcp-octets", "tcp-newline", "tls", "relp"])
 @pytest.mark.parametrize("ending", ["stop", "kill"])
-def test_a_receiver_that_restarts_in_mid_stream_gets_every_alert(rsyslog, tmp_path, transport, ending):
-    """200 numbered alerts; rsyslogd ends after the first half, stays away while some are sent, and comes back."""
-    outbox = Outbox(tmp_path / "kwsiem.db", ["siem"])
-    settings = settings_of(rsyslog, transport)
-    output = make_output(settings, {})
-    worker = Worker("siem", output, outbox, make_route(settings))
-    documents = [document(alert(number)) for number in range(200)]
-    now_s = 0.0
-
-    def put(some):
-        outbox.put([Item(d["event"]["id"], 8, msgspec.json.encode(d)) for d in some])
-
-    def carry(rounds):
-        nonlocal now_s
-        for _ in range(rounds):
-            now_s += worker.step(now_s)
-
-    for number in range(100):
-        put(documents[number : number + 1])
-        carry(1)
-    getattr(rsyslog, ending)()
-    for number in range(100, 130):
-        put(documents[number : number + 1])
-        carry(1)
-    assert worker.state == "failing"
-    rsyslog.start()
-    for number in range(130, 200):
-        put(documents[number : number + 1])
-        carry(2)
-    carry(3)
-    account = outbox.ledger()["siem"]
-    assert (account.waiting, account.dead, account.dropped) == (0, 0, 0)
-    assert account.delivered == 200
-    wanted = {d["event"]["id"] for d in documents}
-
-    def received():
-        ids = [
-            dict(p.split("=", 1) for p in r["msg"].split(" ") if "=" in p).get("externalId")
-            for r in rsyslog.records()
-        ]
-        return ids if set(ids) >= wanted else None
-
-    ids = rsyslog.wait(received)
-    assert set(ids) == wanted, "complete, and nothing that was not sent"
-    worker.close()
-    outbox.close()
+def test_a_receiver_that_restarts_in_mid_stream_gets_every_alert(rsyslog, carry, transport, ending):
+    """300 alerts; rsyslogd ends after some, stays away while some are sent, and comes back; twice."""
+    carrier = carry(settings_of(rsyslog, transport))
+    for _ in range(2):
+        for _ in range(50):
+            carrier.put(1)
+            carrier.carry(1)
+        carrier.put(50)
+        carrier.carry(1)
+        getattr(rsyslog, ending)()
+        for _ in range(25):
+            carrier.put(1)
+            carrier.carry(1)
+        assert carrier.worker.state == "failing"
+        rsyslog.start()
+        carrier.put(25)
+        carrier.carry(2)
+    carrier.carry_all()
+    account = carrier.ledger
+    assert (account.waiting, account.dead, account.dropped, account.delivered) == (0, 0, 0, 300)
+    rsyslog.wait(lambda: len(set(rsyslog.ids())) >= 300)
+    assert set(rsyslog.ids()) == set(carrier.raised), "complete, and nothing that was not sent"
+    if transport == "relp":
+        assert len(rsyslog.ids()) <= 300 + 2 * 128, (
+            "again goes only what was not acknowledged: a window at most"
+        )
 
 
-def test_a_receiver_that_is_killed_with_everything_unread_gets_it_all_from_the_next_one(rsyslog, tmp_path):
+@pytest.mark.parametrize("transport", ["tcp-octets", "tls"])
+def test_a_receiver_that_is_killed_with_everything_unread_gets_it_all_from_the_next_one(
+    rsyslog, carry, transport
+):
     """The worst case: rsyslogd is stopped (SIGSTOP), 200 alerts go into its socket, and it is killed."""
-    outbox = Outbox(tmp_path / "kwsiem.db", ["siem"])
-    settings = settings_of(rsyslog, "tcp-octets")
-    worker = Worker("siem", make_output(settings, {}), outbox, make_route(settings))
-    worker.step(0.0)
+    carrier = carry(settings_of(rsyslog, transport))
+    carrier.carry(1)
     rsyslog.freeze()
-    documents = [document(alert(number)) for number in range(200)]
-    outbox.put([Item(d["event"]["id"], 8, msgspec.json.encode(d)) for d in documents])
-    worker.step(1.0)
-    assert outbox.ledger()["siem"].delivered == 200, "sent, unconfirmed: it left this process, no more"
+    carrier.put(200)
+    carrier.carry(1)
+    assert carrier.ledger.delivered == 200, "sent, unconfirmed: it left this process, no more"
     rsyslog.kill()
     rsyslog.start()
-    now_s = 10.0
-    for _ in range(5):
-        now_s += worker.step(now_s)
-    wanted = {d["event"]["id"] for d in documents}
-    rsyslog.wait(lambda: all(any(i in r["msg"] for r in rsyslog.records()) for i in wanted))
-    worker.close()
-    outbox.close()
+    carrier.now_s += 10
+    carrier.carry_all()
+    rsyslog.wait(lambda: len(set(rsyslog.ids())) >= 200)
+    assert set(rsyslog.ids()) == set(carrier.raised)
 
 
-def test_nobody_there_is_an_error_that_can_be_retried(rsyslog):
+def test_over_relp_nothing_counts_as_delivered_before_it_is_written(rsyslog, carry):
+    """The same over RELP: nothing is acknowledged, so all of it waits, and is sent once."""
+    carrier = carry(settings_of(rsyslog, "relp", timeout_s=0.3))
+    carrier.carry(1)
+    rsyslog.freeze()
+    carrier.put(200)
+    carrier.carry(1)
+    assert (carrier.ledger.delivered, carrier.ledger.waiting) == (0, 200)
+    rsyslog.kill()
+    rsyslog.start()
+    carrier.now_s += 10
+    carrier.carry_all()
+    assert rsyslog.ids() == carrier.raised
+
+
+def test_a_stream_that_is_cut_in_a_message_is_not_continued_in_it(rsyslog, carry):
+    """Rsyslogd stands still until our batch times out, half written; then it goes on, and gets all of it whole."""
+    settings = settings_of(rsyslog, "tcp-octets", "ecs", timeout_s=0.2)
+    carrier = carry(settings)
+    carrier.carry(1)
+    rsyslog.freeze()
+    carrier.put(4000)
+    for _ in range(4):
+        carrier.carry(1)
+        if carrier.worker.state == "failing":
+            break
+    assert "timed out" in carrier.worker.last_error
+    rsyslog.thaw()
+    carrier.now_s += 10
+    carrier.carry_all()
+    rsyslog.wait(lambda: len(set(rsyslog.ids())) >= 4000)
+    assert set(rsyslog.ids()) == set(carrier.raised), "each record is an alert of ours, whole"
+
+
+@pytest.mark.parametrize(
+    ("shown", "reason"), [("stranger", "local issuer"), ("misnamed", "match"), ("expired", "expired")]
+)
+def test_a_receiver_with_the_wrong_certificate_gets_nothing(tmp_path, certificates, carry, shown, reason):
+    rsyslog = Rsyslog(tmp_path, certificates, server=shown)
+    try:
+        carrier = carry(settings_of(rsyslog, "tls"))
+        carrier.put(1)
+        carrier.carry(1)
+        assert reason in carrier.worker.last_error
+        assert carrier.ledger.waiting == 1
+        pinned = settings_of(rsyslog, "tls", fingerprint=certificates.fingerprint(shown))
+        send(pinned, DOCUMENTS[:1])
+        assert len(rsyslog.take(1)) == 1, "a pin takes the place of the authorities"
+    finally:
+        rsyslog.stop()
+
+
+@pytest.mark.parametrize("shown", ["none", "stranger", "expired"])
+def test_a_receiver_that_does_not_take_our_certificate_is_an_error(rsyslog, carry, shown):
+    pki = rsyslog.certificates
+    files = (
+        {"cert_file": "", "key_file": ""}
+        if shown == "none"
+        else {"cert_file": getattr(pki, shown), "key_file": getattr(pki, f"{shown}_key")}
+    )
+    carrier = carry(settings_of(rsyslog, "mtls", **files))
+    carrier.put(1)
+    carrier.carry(3)
+    assert carrier.worker.state == "failing"
+    assert not rsyslog.records()
+
+
+def test_a_burst_over_udp_arrives_whole(rsyslog, carry):
+    """2,000 alerts at once into a receiver with the kernel's default buffer: paced, none is lost."""
+    carrier = carry(settings_of(rsyslog, "udp"))
+    carrier.put(2000)
+    carrier.carry_all()
+    rsyslog.wait(lambda: rsyslog.line_count() >= 2000)
+    assert rsyslog.ids() == carrier.raised
+
+
+def test_the_longest_message_is_not_cut(rsyslog):
+    """Rsyslog cuts at 8,096 bytes, and acknowledges what it has cut: every budget stays below."""
+    settings = settings_of(rsyslog, "relp", "ecs")
+    (sent,) = rendered(settings, [{**DOCUMENTS[0], "labels": {"filler": "x" * 6000}}])
+    assert 6000 < len(sent.data) <= MAX_STREAM_BYTES
+    output = make_output(settings, {})
+    output.open()
+    output.send([sent])
+    output.close()
+    (record,) = rsyslog.take(1)
+    assert sent.data.decode().endswith(record["msg"])
+    assert json.loads(record["msg"])["labels"]["filler"] == "x" * 6000
+
+
+@pytest.mark.parametrize("transport", ["tcp-octets", "tls", "relp"])
+def test_nobody_there_is_an_error_that_can_be_retried(rsyslog, transport):
+    output = make_output(settings_of(rsyslog, transport), {})
     rsyslog.stop()
-    output = make_output(settings_of(rsyslog, "tcp-octets"), {})
-    with pytest.raises(OutputError, match="refused"):
+    with pytest.raises(OutputError, match="refused") as error:
         output.open()
+    assert error.value.retryable

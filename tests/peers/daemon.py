@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import select
@@ -110,8 +111,9 @@ class Daemon:
     def _end(self, number: signal.Signals) -> None:
         if self.process is None:
             return
-        self.process.send_signal(signal.SIGCONT)
         self.process.send_signal(number)
+        if number != signal.SIGKILL:
+            self.thaw()
         self.process.wait(DEADLINE_S)
         self.process = None
 
@@ -134,10 +136,14 @@ class Daemon:
         return found
 
     def take(self, count: int) -> list[dict[str, Any]]:
-        """Wait for so many records, stop it, and give all there are."""
+        """Wait for so many records and give all there are."""
         self.wait(lambda: self.line_count() >= count)
-        self.stop()
         return self.records()
+
+    def clear(self) -> None:
+        """Forget what was written; receivers append, so they go on at the beginning."""
+        if self.out.exists():
+            os.truncate(self.out, 0)
 
     def line_count(self) -> int:
         """How many records are written; cheaper than reading them."""

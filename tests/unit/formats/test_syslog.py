@@ -1,4 +1,5 @@
 import re
+import time
 
 import pytest
 from hypothesis import given
@@ -85,3 +86,47 @@ def test_newline_frames_are_as_many_as_the_messages(messages):
     stream = b"".join(map(syslog.frame_newline, messages))
     assert stream.split(b"\n")[:-1] == [m.replace(b"\n", b" ").replace(b"\0", b" ") for m in messages]
     assert not stream or stream.endswith(b"\n")
+
+
+@pytest.fixture
+def zone(monkeypatch):
+    """Sets the local time zone for one test."""
+
+    def use(name):
+        monkeypatch.setenv("TZ", name)
+        time.tzset()
+
+    yield use
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("name", "stamp"),
+    [("UTC", "Jan  2 03:04:06"), ("EST5", "Jan  1 22:04:06"), ("IST-5:30", "Jan  2 08:34:06")],
+)
+def test_the_bsd_header_has_local_time_and_a_day_padded_with_a_space(scan, zone, name, stamp):
+    zone(name)
+    assert (
+        syslog.bsd_header(scan, "local6", "kwsiem", 2211) == f"<179>{stamp} gw01.example.net kwsiem[2211]: "
+    )
+
+
+@pytest.mark.parametrize("month", range(1, 13))
+def test_months_are_english(zone, month):
+    zone("UTC")
+    line = syslog.bsd_header({"@timestamp": f"2026-{month:02d}-28T23:59:59.999Z"}, "local6", "kwsiem", 1)
+    english = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"][month - 1]
+    assert line == f"<182>{english} 28 23:59:59 unknown kwsiem[1]: "
+
+
+@given(ANY, ANY, ANY)
+def test_no_field_of_the_bsd_header_can_be_forged(time, host, app):
+    """RFC 3164 section 4.1: what stands where is told by spaces, and a tag by its bracket."""
+    document = {"@timestamp": time, "host": {"name": host}, "event": {"severity": 5}}
+    found = re.fullmatch(
+        r"<132>[A-Z][a-z][a-z] [ 123]\d \d\d:\d\d:\d\d [A-Za-z0-9]([A-Za-z0-9._-]{0,253}[A-Za-z0-9])? [A-Za-z0-9_-]{1,32}\[7\]: (.*)",
+        syslog.bsd_header(document, "local0", app, 7) + "CEF:0|x",
+    )
+    assert found
+    assert found[2] == "CEF:0|x"
