@@ -205,6 +205,8 @@ class Outbox:
             rows = self._rows(
                 "SELECT seq, frame FROM alerts WHERE seq > ? ORDER BY seq LIMIT ?", (after, room)
             )
+            if rows and rows[0][0] <= after:
+                raise sqlite3.DatabaseError(f"row {rows[0][0]} was found behind row {after}")
             last = rows[-1][0] if len(rows) == room else tables.totals_of(self._accounts_db).head
             settled = self._settled(output, account, after, last)
             if len(rows) + len(settled - {seq for seq, _ in rows}) != last - after and not self._held:
@@ -281,8 +283,12 @@ class Outbox:
     def _read(self, rows: Sequence[tuple[int, bytes]]) -> list[Stored]:
         """Alerts of rows, each verified; what is damaged is mended, or counted as lost for whom it waits."""
         found = []
+        before = 0
         for seq, data in rows:
-            alert = frame.decode(data) if isinstance(data, bytes) else None
+            if seq <= before or not isinstance(data, bytes):
+                raise sqlite3.DatabaseError(f"row {seq} behind row {before} is no row of ours")
+            before = seq
+            alert = frame.decode(data)
             if alert is None:
                 alert = self._mend(seq, data)
                 if alert is None:
@@ -299,8 +305,8 @@ class Outbox:
         mended = None if found else frame.repair(data)
         return found or (frame.decode(mended) if mended else None)
 
-    def _mend(self, seq: int, data: Any) -> frame.Frame | None:
-        mended = frame.repair(data) if isinstance(data, bytes) else None
+    def _mend(self, seq: int, data: bytes) -> frame.Frame | None:
+        mended = frame.repair(data)
         if self._held:
             return frame.decode(mended) if mended else None  # the disk is told when it takes data again
         with transaction(self._quick) as db:

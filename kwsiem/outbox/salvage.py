@@ -89,8 +89,12 @@ def _first_bytes(path: Path) -> bytes:
 def check_log(path: Path, totals: Totals, accounts: dict[str, Account]) -> None:
     """Raises sqlite3.DatabaseError when the log holds what was committed and SQLite does not see.
 
-    SQLite ends its reading of the log, without a word, where a checksum in it is wrong.
+    SQLite ends its reading of the log, without a word, where a checksum in it is wrong. Of a log that is
+    gone altogether the cursors beside the file tell: every alert was on disk before it was counted there.
     """
+    for found in frame.Finder(0).in_bytes(_read_beside(path)):
+        if not found.key and tables.decode_account(found, Totals).head > totals.head:
+            raise sqlite3.DatabaseError("its log is gone: there were more alerts")
     with _opened(suffixed(path, "-wal")) as fd:
         if fd < 0:
             return
@@ -403,7 +407,8 @@ class _Wal:
         current = [n for n, header in enumerate(headers) if header[2:] == salts]
         # Salts of neither this nor an earlier beginning of the log: something wrote over it.
         damaged = any(any(header) and not 0 <= salts[0] - header[2] <= _SALTS_BACK for header in headers)
-        last_commit = max((n for n in current if headers[n][1]), default=-1)
+        whole = (size - _WAL_HEADER_BYTES) // step  # a commit counts when all of it is there
+        last_commit = max((n for n in current if headers[n][1] and n < whole), default=-1)
         self._unsure = set() if damaged else {n for n in current if n > last_commit}
 
     def _salts(self, headers: Sequence[tuple[int, int, int, int]]) -> tuple[int, int]:
