@@ -1,12 +1,10 @@
 import os
 import random
-import re
 import select
 import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 
 import msgspec
 import pytest
