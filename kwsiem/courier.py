@@ -49,7 +49,13 @@ from kwsiem.outputs.base import Output
 from kwsiem.outputs.worker import Worker, WorkerThread
 from kwsiem.secret import secrets_of
 
+#: What is committed at once: all that is there, but no more than this, …
 GROUP_ALERTS: Final = 500
+#: … and no more than can be made into documents in this time, so that an alert is durable within 10 ms.
+#: While more waits than that, twice as long for each group: in a storm the queue is what takes time, and
+#: larger groups shorten it (2,900 alerts/s with 5 ms, 4,500 with 500 alerts; measured).
+GROUP_S: Final = 0.005
+GROUP_MOST_S: Final = 0.2
 TICK_S: Final = 0.2
 #: Numbers in one acknowledgement: 9 bytes each at most, of link.MAX_MESSAGE_BYTES.
 ACKNOWLEDGED_ALERTS: Final = 5000
@@ -80,6 +86,7 @@ class CourierProcess:
         self._lost: Counter[tuple[str, str]] = Counter()
         self._was_holding = False
         self._unpruned = 0
+        self._group_s = GROUP_S
         self._alive_s = 0.0
         self._last_counters: dict[str, Any] = {}
         self._threads: list[WorkerThread] = []
@@ -151,9 +158,7 @@ class CourierProcess:
         """
         if not self._acknowledge():
             return False
-        while len(self._pending) < GROUP_ALERTS and (message := self.alerts.take_message()) is not None:
-            self._pending.append((message.number, self._item(message)))
-            self.received += 1
+        self._collect()
         if not self._pending:
             return False
         items = [item for _, item in self._pending if item]
@@ -173,6 +178,18 @@ class CourierProcess:
         if self._unpruned >= GROUP_ALERTS:
             self._prune()
         return True
+
+    def _collect(self) -> None:
+        """Fill the group from the link."""
+        until_s = clock.monotonic_s() + self._group_s
+        while len(self._pending) < GROUP_ALERTS and clock.monotonic_s() < until_s:
+            message = self.alerts.take_message()
+            if message is None:
+                self._group_s = GROUP_S
+                return
+            self._pending.append((message.number, self._item(message)))
+            self.received += 1
+        self._group_s = min(2 * self._group_s, GROUP_MOST_S)
 
     def _hold(self, items: list[Item], reason: str) -> bool:
         """The disk does not take the group: it is kept in memory, and the engine keeps it too."""

@@ -37,8 +37,10 @@ MAX_BYTES: Final = 1 << 30
 _PRUNE_ROWS: Final = 1_000
 #: SQLite waits so long for another process that reads or copies the file.
 _BUSY_S: Final = 5.0
-#: Pages of the log before SQLite brings them to the file.
-_CHECKPOINT_PAGES: Final = 512
+#: The log is brought to the file when about so much was written, after a group and its acknowledgement …
+_LOG_BYTES: Final = 4 * 2**20
+#: … and by SQLite itself, within a commit, only when that was not done.
+_CHECKPOINT_PAGES: Final = 4096
 #: How often the accounts are written a second time, beside the file.
 _CURSORS_S: Final = 1.0
 
@@ -80,6 +82,7 @@ class Outbox:
         self._lost: Counter[tuple[str, str]] = Counter()
         self._spared = 0
         self._arrival_s = -1
+        self._log_bytes = 0
         self._cursors_due_s = 0.0
         self._cursors_written = -1
         self._open_or_salvage()
@@ -115,6 +118,7 @@ class Outbox:
                 if new and self._max_age_s and second != self._arrival_s:
                     tables.note_arrival(db, first)
             self._arrival_s = second if new else self._arrival_s
+            self._log_bytes += 4 * tables.PAGE_BYTES + sum(len(item.document) for item in items)
             return new
 
         return self._do(work)
@@ -354,6 +358,7 @@ class Outbox:
                 sent = next((seq for seq in fresh if fates[seq] == tables.DELIVERED), None)
                 if replays and sent is not None:
                     tables.note_sending(db, output, sent)
+            self._log_bytes += tables.PAGE_BYTES
             if self._held:
                 self._held.release()
 
@@ -462,11 +467,14 @@ class Outbox:
                 log.error("%d waiting alerts dropped from the outbox", dropped)
             return dropped
 
-        dropped = self._do(work)
-        if monotonic_s() >= self._cursors_due_s:
-            self._cursors_due_s = monotonic_s() + _CURSORS_S
-            with self._lock:
+        with self._lock:
+            dropped = self._do(work)
+            if monotonic_s() >= self._cursors_due_s:
+                self._cursors_due_s = monotonic_s() + _CURSORS_S
                 self._write_cursors()
+            if self._log_bytes > _LOG_BYTES and not self._held:
+                self._log_bytes = 0
+                self._durable.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         return dropped
 
     def _remove(self, db: sqlite3.Connection, totals: Totals, accounts: Mapping[str, Account]) -> None:
@@ -728,6 +736,7 @@ def _connect(path: Path, synchronous: str) -> sqlite3.Connection:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute(f"PRAGMA synchronous = {synchronous}")
         db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+        db.execute(f"PRAGMA journal_size_limit = {4 * _LOG_BYTES}")
         db.execute("PRAGMA cell_size_check = ON")
     except sqlite3.DatabaseError:
         db.close()
