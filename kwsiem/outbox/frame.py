@@ -19,7 +19,7 @@ from zlib import crc32
 
 import msgspec
 
-MAGIC: Final = b"\xffKWS\xfdIEM"
+MAGIC: Final = b"\xffKWSIEM\xfd"
 #: Kinds of frames.
 ALERT: Final = 1
 ACCOUNT: Final = 2
