@@ -31,6 +31,7 @@ _HEADER: Final = struct.Struct("<8s8sQIHBB")
 _REST: Final = struct.Struct("<QIHBB")
 _COVERED: Final = 16  # where the digest's input begins
 _LENGTHS: Final = range(24, 30)  # bytes of the two lengths
+_KIND_AT: Final = 30
 _CHUNK: Final = 4 * 2**20
 _POLYNOMIAL: Final = 0xEDB88320  # CRC-32 of zlib, reflected (RFC 1952 section 8)
 
@@ -98,15 +99,16 @@ def _is_genuine(data: bytes) -> bool:
 
 
 class Finder:
-    """Finds frames in raw bytes, wherever they begin.
+    """Finds frames in raw bytes, wherever they begin; those that say they are of kind ``skip`` are left out.
 
     ``repairs`` is how many damaged frames are looked at closely at most (a few milliseconds each); whole
     ones are found without limit.
     """
 
-    def __init__(self, repairs: int) -> None:
+    def __init__(self, repairs: int, skip: int = 0) -> None:
         self.repaired = 0
         self._repairs = repairs
+        self._skip = skip
 
     def in_file(
         self, fd: int, elsewhere: Callable[[bytes], bytes | None] = lambda *_: None
@@ -119,21 +121,24 @@ class Finder:
         for begin in range(0, size, _CHUNK):
             data = _read(fd, begin, min(_CHUNK + MAX_BYTES, size - begin))
             for at in _beginnings(data, _CHUNK):
-                pieced = None if self._exact(data, at) else elsewhere(data[at : at + MAX_BYTES])
-                if found := self._exact(pieced or data, 0 if pieced else at) or self._mended(
-                    pieced or data, 0 if pieced else at
-                ):
+                if found := self._at(data, at, elsewhere):
                     yield begin + at, found
 
     def in_bytes(self, data: bytes) -> Iterator[Frame]:
         """Frames in a few bytes."""
         for at in _beginnings(data, len(data)):
-            if found := self._exact(data, at) or self._mended(data, at):
+            if found := self._at(data, at, lambda *_: None):
                 yield found
 
-    def _exact(self, data: bytes, at: int) -> Frame | None:
-        length = stated_length(data, at)
-        return _whole(data[at : at + length]) if length else None
+    def _at(self, data: bytes, at: int, elsewhere: Callable[[bytes], bytes | None]) -> Frame | None:
+        if self._skip and data[at + _KIND_AT : at + _KIND_AT + 1] == bytes((self._skip,)):
+            return None
+        if found := _exact(data, at):
+            return found
+        pieced = elsewhere(data[at : at + MAX_BYTES])
+        if pieced is None:
+            return self._mended(data, at)
+        return _exact(pieced, 0) or self._mended(pieced, 0)
 
     def _mended(self, data: bytes, at: int) -> Frame | None:
         if self._repairs <= 0:
@@ -150,14 +155,15 @@ class Finder:
             if length := stated_length(bytes(changed), 0):
                 candidates.append(bytes(changed) + data[at + _HEADER.size : at + length])
         for candidate in candidates:
-            if candidate and (found := _whole(candidate)):
+            if candidate and _is_genuine(candidate) and (found := decode(candidate)):
                 self.repaired += 1
                 return found
         return None
 
 
-def _whole(data: bytes) -> Frame | None:
-    return decode(data) if _is_genuine(data) else None
+def _exact(data: bytes, at: int) -> Frame | None:
+    length = stated_length(data, at)
+    return decode(data[at : at + length]) if length else None
 
 
 def stated_length(data: bytes, at: int) -> int:

@@ -436,8 +436,8 @@ class _Raw:
     def frames(self) -> Iterator[tuple[bool, frame.Frame]]:
         """All frames, those of the file first; with whether they were surely committed."""
         self._passes += 1
-        # The second pass is the one that counts what it mends.
-        finder = self.finder if self._passes == 2 else frame.Finder(REPAIRS // 4)
+        # The first pass looks for the accounts, the second for the alerts.
+        finder = self.finder if self._passes == 2 else frame.Finder(REPAIRS // 4, skip=frame.ALERT)
         for number, (_, found) in enumerate(
             finder.in_file(self._main, self._chained) if self._main >= 0 else ()
         ):
