@@ -4,12 +4,14 @@
 
 FOLDER is on the disk to be measured (default: a new folder in the current one). Throughput is wall time in
 this process, document to settled in the file (which is synced after each batch). Latency is from sending an
-alert to the real courier process until its acknowledgement is read, one alert at a time.
+alert to the real courier process until its acknowledgement is read: one alert at a time, and in a burst of
+20,000 that are sent as fast as the link takes them, with the number of fsyncs (by strace, when it is there).
 """
 
 from __future__ import annotations
 
 import select
+import shutil
 import statistics
 import subprocess
 import sys
@@ -86,45 +88,103 @@ def throughput(folder: Path, group: int) -> None:
     )
 
 
-def latency(folder: Path) -> None:
-    """Send to acknowledgement through the real courier."""
-    state = folder / "state"
-    state.mkdir()
-    state.chmod(0o777)  # the courier may become another user
-    ours, theirs = link_pair()
-    engine_end, courier_end = link_pair()
-    argv = [sys.executable, "-I", "-m", "kwsiem.courier"]
-    argv += ["--sensor-fd", str(theirs.fileno()), "--alerts-fd", str(courier_end.fileno())]
-    process = subprocess.Popen(
-        argv, pass_fds=(theirs.fileno(), courier_end.fileno()), stderr=subprocess.DEVNULL
+class Courier:
+    """The real process with a file output, and our ends of its links."""
+
+    def __init__(self, state: Path) -> None:
+        state.mkdir()
+        state.chmod(0o777)  # the courier may become another user
+        ours, theirs = link_pair()
+        engine_end, courier_end = link_pair()
+        argv = [sys.executable, "-I", "-m", "kwsiem.courier"]
+        argv += ["--sensor-fd", str(theirs.fileno()), "--alerts-fd", str(courier_end.fileno())]
+        fds = (theirs.fileno(), courier_end.fileno())
+        self.process = subprocess.Popen(argv, pass_fds=fds, stderr=subprocess.DEVNULL)
+        self.sensor: Link[FromCourier] = Link(ours, FromCourier)
+        self.engine: Link[CourierToEngine] = Link(engine_end, CourierToEngine)
+        outputs = (FileSettings(name="file", path=str(state / "alerts.jsonl")),)
+        settings = Settings(state_dir=str(state), outputs=outputs)
+        self.sensor.send(CourierStart(host="bench", settings=msgspec.to_builtins(settings)))
+        select.select([self.sensor], [], [], 30)
+        received = self.sensor.receive()
+        assert received
+        assert isinstance(received[0], Ready)
+
+    def acknowledged(self) -> list[int]:
+        """Numbers of alerts that are durable since the last call."""
+        numbers: list[int] = []
+        while answer := self.engine.receive():
+            assert isinstance(answer[0], AlertsDurable)
+            numbers += answer[0].numbers
+        while self.sensor.receive():
+            pass
+        return numbers
+
+    def stop(self) -> None:
+        self.sensor.send(Stop())
+        assert self.process.wait(30) == 0
+        self.sensor.close()
+        self.engine.close()
+
+
+def show(name: str, took_s: list[float]) -> None:
+    took_s.sort()
+    print(
+        f"{name}: median {statistics.median(took_s) * 1e3:.2f} ms, p99 {took_s[len(took_s) * 99 // 100] * 1e3:.2f} ms,"
+        f" most {took_s[-1] * 1e3:.2f} ms ({len(took_s)} alerts, file output beside it)"
     )
-    sensor: Link[FromCourier] = Link(ours, FromCourier)
-    engine: Link[CourierToEngine] = Link(engine_end, CourierToEngine)
-    outputs = (FileSettings(name="file", path=str(state / "alerts.jsonl")),)
-    settings = Settings(state_dir=str(state), outputs=outputs)
-    sensor.send(CourierStart(host="bench", settings=msgspec.to_builtins(settings)))
-    select.select([sensor], [], [], 30)
-    received = sensor.receive()
-    assert received
-    assert isinstance(received[0], Ready)
+
+
+def latency(folder: Path) -> None:
+    """Send to acknowledgement through the real courier, one by one."""
+    courier = Courier(folder / "state")
     took = []
     for number in range(LATENCY_ALERTS):
         begin = time.perf_counter()
-        engine.send(AlertRaised(number=number, alert=alert(number)))
-        select.select([engine], [], [], 30)
-        answer = engine.receive()
+        courier.engine.send(AlertRaised(number=number, alert=alert(number)))
+        while not courier.acknowledged():
+            select.select([courier.engine], [], [], 30)
         took.append(time.perf_counter() - begin)
-        assert answer
-        assert isinstance(answer[0], AlertsDurable)
-        while sensor.receive():
-            pass
-    sensor.send(Stop())
-    assert process.wait(30) == 0
-    took.sort()
-    print(
-        f"durable: median {statistics.median(took) * 1e3:.2f} ms, p99 {took[len(took) * 99 // 100] * 1e3:.2f} ms,"
-        f" most {took[-1] * 1e3:.2f} ms ({LATENCY_ALERTS} alerts one by one, file output beside it)"
-    )
+    courier.stop()
+    show("durable, one by one", took)
+
+
+def burst(folder: Path) -> None:
+    """The same with as many at once as the link takes; the time of one begins when the link has taken it."""
+    courier = Courier(folder / "burst")
+    strace = shutil.which("strace")
+    count = folder / "fsyncs"
+    argv = [
+        strace or "",
+        "-f",
+        "-c",
+        "-e",
+        "trace=fsync,fdatasync",
+        "-o",
+        str(count),
+        "-p",
+        str(courier.process.pid),
+    ]
+    tracer = subprocess.Popen(argv, stderr=subprocess.PIPE) if strace else None
+    if tracer and tracer.stderr:
+        tracer.stderr.readline()  # attached
+    alerts = [AlertRaised(number=number, alert=alert(number)) for number in range(ALERTS)]
+    sent: dict[int, float] = {}
+    took: list[float] = []
+    begin = time.perf_counter()
+    while len(took) < ALERTS:
+        while len(sent) < ALERTS and courier.engine.send(alerts[len(sent)]):
+            sent[len(sent)] = time.perf_counter()
+        select.select([courier.engine], [], [], 0.001)
+        now = time.perf_counter()
+        took += [now - sent[number] for number in courier.acknowledged()]
+    all_s = time.perf_counter() - begin
+    courier.stop()
+    show("durable, in a burst", took)
+    print(f"the burst took {all_s:.2f} s, {ALERTS / all_s:.0f} alerts/s")
+    if tracer:
+        tracer.communicate(timeout=30)
+        print(count.read_text())
 
 
 def main() -> None:
@@ -136,6 +196,7 @@ def main() -> None:
         for group in GROUPS:
             throughput(folder, group)
         latency(folder)
+        burst(folder)
 
 
 if __name__ == "__main__":

@@ -273,5 +273,17 @@ OWN_KINDS: Final[Mapping[str, EventKind]] = {
             "output.name:str output.state:str output.previous:str event.reason:str",
             "An output changed its state (ready, failing).",
         ),
+        _own(
+            "output.lost",
+            "output.name:str event.reason:str event.count:u64",
+            "Alerts that an output will never get, event.count since the event before. event.reason: size"
+            " (the outbox was full), age (older than the output wants), corrupt (damaged on disk).",
+        ),
+        _own(
+            "outbox.state",
+            "outbox.state:str event.reason:str",
+            "Alerts begin to be held in memory, because the disk takes nothing (memory), or all are on disk"
+            " again (disk).",
+        ),
     )
 }

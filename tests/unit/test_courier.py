@@ -30,7 +30,7 @@ from kwsiem.messages import (
     Stats,
     Stop,
 )
-from kwsiem.outbox import recent_alerts
+from kwsiem.outbox import read_ledger, recent_alerts
 from kwsiem.output_settings import (
     ConsoleSettings,
     EmailSettings,
@@ -305,6 +305,46 @@ def test_a_corrupt_outbox_is_reported_and_the_courier_goes_on(start, folder, mak
     values = courier.wait_stats(lambda v: v["outputs"][0]["delivered"] == 1)
     assert "kwsiem.db.corrupt-" in values["corrupt_outbox"]
     assert courier.stop() == 0
+
+
+def lost_events(courier):
+    events = [m for m in courier.messages if isinstance(m, OwnEvent) and m.kind == "output.lost"]
+    return [(e.fields["output.name"], e.fields["event.reason"], e.fields["event.count"]) for e in events]
+
+
+def test_alerts_lost_by_damage_are_counted_and_told(start, folder, make_alert):
+    siem = SyslogSettings(name="siem", path=str(folder / "no-such-socket"))
+    courier = start(siem)
+    courier.raise_alerts([make_alert(number=n) for n in range(20)])
+    courier.wait(lambda: len(courier.acknowledged) == 20)
+    courier.stats()
+    courier.stats()  # the cursors beside the file are of this second now
+    courier.process.kill()
+    courier.process.wait()
+    courier.close()
+    for name in ("kwsiem.db", "kwsiem.db-wal"):
+        (folder / name).write_bytes(bytes((folder / name).stat().st_size))
+    courier = start(siem)
+    courier.wait(lambda: lost_events(courier))
+    assert lost_events(courier) == [("siem", "corrupt", 20)]
+    values = courier.stats()
+    assert values["outputs"][0]["reasons"] == {"corrupt": 20}
+    assert values["outputs"][0]["raised"] == values["outputs"][0]["dropped"] == 20
+    assert values["balanced"]
+    assert values["outbox"]["salvaged"] == 1
+    assert courier.stop() == 0
+    assert read_ledger(folder / "kwsiem.db")["siem"].dropped == 20
+
+
+def test_alerts_too_old_for_an_output_are_dropped_and_told(start, folder, make_alert):
+    siem = SyslogSettings(name="siem", path=str(folder / "no-such-socket"), max_age_s=1.0)
+    courier = start(siem, FileSettings(name="file", path=str(folder / "alerts.jsonl")))
+    courier.raise_alerts([make_alert(number=n) for n in range(20)])
+    courier.wait(lambda: sum(count for _, _, count in lost_events(courier)) == 20)
+    assert {(name, reason) for name, reason, _ in lost_events(courier)} == {("siem", "age")}
+    assert courier.wait_stats(lambda v: v["outputs"][0]["dropped"] == 20)["balanced"]
+    assert courier.stop() == 0
+    assert len(delivered(folder)) == 20
 
 
 def test_all_rights_are_given_up_and_files_are_closed_to_others(start, folder, make_alert):

@@ -1,12 +1,10 @@
 import os
 import random
-import re
 import select
 import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 
 import msgspec
 import pytest
@@ -14,7 +12,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from kwsiem.outbox import Item, Outbox, balanced, recent_alerts
+from kwsiem.clock import wall_ns
+from kwsiem.outbox import Item, Outbox, balanced, read_ledger, recent_alerts, tables
+from kwsiem.outbox import box as box_module
 
 
 def items(first, last=None, severity=8):
@@ -50,7 +50,7 @@ def test_an_alert_waits_for_each_output_until_that_one_settles_it(outbox):
         0,
     )
     assert balanced(outbox.ledger())
-    assert outbox.dead_letters("a") == [("id-2", "refused")]
+    assert [(letter.id, letter.reason) for letter in outbox.dead_letters("a")] == [("id-2", "refused")]
 
 
 def test_a_repeated_id_is_counted_and_not_stored_twice(outbox):
@@ -132,63 +132,6 @@ def test_what_was_dropped_while_it_was_being_sent_is_counted_once(path):
     account = box.ledger()["a"]
     assert (account.delivered, account.dropped) == (0, 10)
     assert account.balanced
-    box.close()
-
-
-@pytest.mark.parametrize("damage", ["garbage", "cut", "middle", "version"])
-def test_a_corrupt_file_is_moved_aside_and_a_new_outbox_begun(path, damage):
-    box = Outbox(path, ["a"])
-    box.put([Item(f"id-{n}", 8, b"x" * 3000) for n in range(200)])
-    box.close()
-    data = bytearray(path.read_bytes())
-    if damage == "garbage":
-        data = bytearray(b"not a database at all" * 500)
-    elif damage == "cut":
-        del data[5000:]
-    elif damage == "middle":
-        data[4096:40960] = b"\xa5" * (40960 - 4096)
-    path.write_bytes(bytes(data))
-    if damage == "version":
-        db = sqlite3.connect(path)
-        db.execute("PRAGMA user_version = 99")
-        db.close()
-    box = Outbox(path, ["a"])
-    assert box.put(items(1000)) == 1
-    assert re.fullmatch(r"kwsiem\.db\.corrupt-\d+", box.corrupt_path.name)
-    assert box.corrupt_path.exists()
-    assert [s.id for s in box.waiting("a", 10)] == ["id-1000"]
-    assert balanced(box.ledger())
-    box.close()
-    again = Outbox(path, ["a"])
-    assert again.corrupt_path is None, "the new file is good"
-    again.close()
-
-
-def test_a_file_found_corrupt_while_running_is_replaced_once_for_all_threads(path):
-    box = Outbox(path, ["a"])
-    box.put([Item(f"id-{n}", 8, b"x" * 3000) for n in range(200)])
-    box.close()
-    data = bytearray(path.read_bytes())
-    data[80_000:400_000] = b"\xa5" * 320_000
-    path.write_bytes(bytes(data))
-    box = Outbox(path, ["a"])
-    errors = []
-
-    def read():
-        try:
-            box.waiting("a", 1000)
-        except sqlite3.DatabaseError as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=read) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors, "the damage was found"
-    assert box.put(items(1000)) == 1
-    assert [s.id for s in box.waiting("a", 1000)] == ["id-1000"]
-    assert len([p for p in path.parent.iterdir() if re.fullmatch(r"kwsiem\.db\.corrupt-\d+", p.name)]) == 1
     box.close()
 
 
@@ -315,3 +258,128 @@ class Accounts(RuleBasedStateMachine):
 
 TestAccounts = Accounts.TestCase
 TestAccounts.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+
+
+def test_beyond_its_size_alerts_of_low_severity_go_before_high_ones(path):
+    box = Outbox(path, ["a"], max_bytes=600_000)
+    for first in range(0, 2000, 100):
+        high = [Item(f"high-{n}", 8, b"x" * 500) for n in range(first, first + 10)]
+        box.put(high + [Item(f"low-{n}", 5, b"x" * 500) for n in range(first, first + 90)])
+        box.prune()
+    for _ in range(10):
+        box.prune()
+    waiting = [stored.id for stored in box.waiting("a", 10_000)]
+    assert sum(key.startswith("high") for key in waiting) == 200
+    account = box.ledger()["a"]
+    assert account.reasons == {"size": 2000 - len(waiting)}
+    assert box.take_lost() == {("a", "size"): account.dropped}
+    assert box.take_lost() == {}
+    assert account.balanced
+    box.close()
+
+
+def test_alerts_that_waited_too_long_are_dropped_for_that_output_alone(path, monkeypatch):
+    now_s = 1000
+    for module in (box_module, tables):
+        monkeypatch.setattr(module, "boot_ns", lambda: now_s * 10**9)
+    box = Outbox(path, ["a", "b"], max_age_s={"a": 60.0, "b": 0.0})
+    box.put(items(0, 10))
+    now_s += 30
+    box.put(items(10, 20))
+    now_s += 32
+    assert box.prune() == 10
+    assert [s.id for s in box.waiting("a", 100)] == [f"id-{n}" for n in range(10, 20)]
+    assert len(box.waiting("b", 100)) == 20
+    assert box.ledger()["a"].reasons == {"age": 10}
+    box.close()
+    monkeypatch.setattr(tables, "boot_id", lambda: "another boot")
+    now_s = 5
+    box = Outbox(path, ["a", "b"], max_age_s={"a": 60.0})
+    assert box.prune() == 0, "by wall time they are young"
+    monkeypatch.setattr(tables, "wall_ns", lambda: wall_ns() + 3600 * 10**9)
+    assert box.prune() == 10
+    assert balanced(box.ledger())
+    box.close()
+
+
+def test_an_output_that_was_away_counts_what_was_removed_meanwhile(path):
+    box = Outbox(path, ["a", "b"], history=10)
+    box.put(items(0, 20))
+    box.close()
+    box = Outbox(path, ["a"], history=10)
+    box.put(items(20, 100))
+    box.settle("a", list(range(1, 101)), [], [])
+    box.prune()
+    assert box.take_lost() == {}, "nobody waits for an output that is not configured"
+    assert set(read_ledger(path)) == {"a", "b"}
+    box.close()
+    box = Outbox(path, ["a", "b"], history=10)
+    account = box.ledger()["b"]
+    assert account.reasons == {"not_configured": 90}
+    assert account.waiting == len(box.waiting("b", 1000)) == 10
+    assert account.balanced
+    box.close()
+
+
+def test_dead_letters_wait_once_more_for_their_output_alone(outbox):
+    outbox.put(items(0, 4))
+    outbox.settle("a", [1], [], [(2, "refused"), (3, "too large")])
+    assert outbox.retry_dead("a") == 2
+    assert outbox.dead_letters("a") == []
+    account = outbox.ledger()["a"]
+    assert (account.dead, account.waiting) == (0, 3)
+    found = outbox.waiting("a", 10)
+    assert [s.id for s in found] == ["id-1", "id-2", "id-3"], "before all that waits"
+    assert [s.id for s in outbox.waiting("b", 10)] == ["id-0", "id-1", "id-2", "id-3"]
+    outbox.settle("a", [found[0].seq, 4], [], [(found[1].seq, "refused again")])
+    outbox.settle("a", [found[0].seq], [], [])
+    account = outbox.ledger()["a"]
+    assert (account.delivered, account.dead, account.waiting) == (3, 1, 0)
+    assert account.balanced
+    letter = outbox.dead_letters("a")[0]
+    assert (letter.id, letter.reason, letter.output) == ("id-2", "refused again", "a")
+    assert letter.at_ns > 0
+    assert outbox.urgent("a", found[0].seq, 10) == [], "none that is settled"
+
+
+def test_dead_letters_are_bounded_in_number_and_bytes(outbox, monkeypatch):
+    monkeypatch.setattr(tables, "MAX_DEAD_LETTERS", 5)
+    outbox.put(items(0, 20))
+    outbox.settle("a", [], [], [(seq, "refused") for seq in range(1, 21)])
+    assert [letter.id for letter in outbox.dead_letters("a")] == [f"id-{n}" for n in range(15, 20)]
+    monkeypatch.setattr(tables, "MAX_DEAD_BYTES", 1000)
+    outbox.put([Item(f"big-{n}", 5, b"x" * 300) for n in range(5)])
+    outbox.settle("a", [], [], [(seq, "refused") for seq in range(21, 26)])
+    assert [letter.id for letter in outbox.dead_letters("a")] == ["big-3", "big-4"]
+    assert outbox.ledger()["a"].dead == 25
+    assert outbox.retry_dead("a") == 2
+    account = outbox.ledger()["a"]
+    assert (account.dead, account.waiting) == (23, 2)
+    assert account.balanced
+
+
+def test_one_wrong_bit_in_a_row_is_mended_and_two_are_a_counted_loss(outbox):
+    outbox.put(items(0, 3))
+
+    def damage(seq, bits):
+        (data,) = outbox._quick.execute("SELECT frame FROM alerts WHERE seq = ?", (seq,)).fetchone()
+        changed = bytearray(data)
+        for bit in bits:
+            changed[bit // 8] ^= 1 << bit % 8
+        outbox._quick.execute("UPDATE alerts SET frame = ? WHERE seq = ?", (bytes(changed), seq))
+
+    damage(1, [300])
+    damage(2, [290, 300])
+    assert [s.document for s in outbox.waiting("a", 10)] == [items(0)[0].document, items(2)[0].document]
+    assert outbox.repaired() == 1
+    assert outbox.ledger()["a"].reasons == outbox.ledger()["b"].reasons == {"corrupt": 1}
+    assert [s.id for s in outbox.waiting("b", 10)] == ["id-0", "id-2"]
+    assert outbox.take_lost() == {("a", "corrupt"): 1, ("b", "corrupt"): 1}
+    assert balanced(outbox.ledger())
+
+
+def test_the_ledger_can_be_read_by_another_process(outbox, path):
+    outbox.put(items(0, 3))
+    outbox.settle("a", [1], [], [])
+    assert read_ledger(path) == outbox.ledger()
+    assert read_ledger(path.with_name("none.db")) == {}
