@@ -62,13 +62,23 @@ def test_without_an_index_the_tokens_own_is_used(splunk, make):
     assert "index" not in splunk.events[0]
 
 
-def test_a_text_format_is_sent_as_a_string(splunk, make):
-    delivery = make(format="cef")
+@pytest.mark.parametrize("form", ["cef", "leef", "ocsf", "gelf", "json"])
+def test_objects_are_sent_as_objects_and_text_as_a_string(splunk, make, form):
+    delivery = make(format=form)
     ids = delivery.put(2)
     delivery.run()
     assert splunk.stored == ids
-    assert splunk.events[0]["event"].startswith("CEF:0|")
-    assert not splunk.events[0]["event"].endswith("\n")
+    event = splunk.events[0]["event"]
+    assert isinstance(event, str if form in {"cef", "leef"} else dict)
+    assert form != "cef" or (event.startswith("CEF:0|") and not event.endswith("\n"))
+
+
+def test_what_is_above_the_rate_comes_in_a_digest(splunk, make):
+    delivery = make(rate_per_min=3)
+    delivery.put(30)
+    delivery.run()
+    assert len(splunk.events) == 3
+    assert delivery.fates == (30, 0, 0)
 
 
 def test_large_batches_are_cut_into_requests_that_the_cloud_takes(splunk, make):

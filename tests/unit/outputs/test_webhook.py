@@ -87,7 +87,7 @@ def test_a_wrong_secret_is_refused_by_the_receiver(receiver, make):
     assert set(delivery.dead) == set(ids)
 
 
-@pytest.mark.parametrize("form", ["cef", "json", "ecs"])
+@pytest.mark.parametrize("form", ["cef", "json", "ecs", "leef", "ocsf", "gelf"])
 def test_every_format_with_its_media_type(receiver, make, form):
     delivery = make(format=form)
     ids = delivery.put(1)
