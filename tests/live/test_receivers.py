@@ -207,16 +207,21 @@ def documents(host: str, hostile: str = HOSTILE) -> list[dict]:
     ]
 
 
-def deliver(receiver: Receiver, transport: str, name: str, found: list[dict]) -> None:
+def deliver(receiver: Receiver, transport: str, name: str, found: list[dict]) -> list[bytes]:
+    """Send alerts through the product's own output; gives what it was handed."""
     settings = receiver.settings(transport, name)
     render = make_renderer(settings)
     rendered = [Rendered(d["event"]["id"], 8, render(msgspec.json.encode(d))) for d in found]
     if transport in {"tls", "relp"}:
-        return send_by(transport, receiver, [alert.data for alert in rendered])
+        send_by(transport, receiver, [alert.data for alert in rendered])
+        return [alert.data for alert in rendered]
     output = make_output(settings, {})
     output.open()
-    output.send(rendered)
-    return output.close()
+    try:
+        output.send(rendered)
+    finally:
+        output.close()
+    return [alert.data for alert in rendered]
 
 
 def send_by(transport: str, receiver: Receiver, messages: list[bytes]) -> None:
@@ -319,12 +324,12 @@ def test_every_field_of_an_alert_is_there_as_it_was_sent(receivers, kind, transp
     # UDP has room for 1024 bytes: what is longer is shortened by the sender.
     found = documents(host, 'a=b \\ "c" | \\' if transport == "udp" else HOSTILE)
     formats = ("cef", "json") if transport == "udp" else ("cef", "ecs", "json")
-    for name in formats:
-        deliver(receiver, transport, name, found)
+    sent = [data.decode() for name in formats for data in deliver(receiver, transport, name, found)]
     path = f"hosts/{host.lower()}.jsonl"
     receiver.wait(lambda: len(receiver.lines(path)) >= len(found) * len(formats))
     records = receiver.lines(path)
     assert len(records) == len(found) * len(formats), "no record was forged, split or lost"
+    assert all(data.endswith(record["raw"]) for data, record in zip(sent, records, strict=True))
     by_format = {"cef": [r for r in records if "cef" in r], "ecs": [], "json": []}
     for record in records:
         if "json" in record:
@@ -450,6 +455,14 @@ def test_tls_takes_nothing_from_a_sender_without_a_certificate(receivers, kind):
             refused = True
     assert refused
     assert len(receiver.all()) == before
+
+
+def test_what_relp_confirmed_is_written_when_rsyslog_is_killed(tmp_path):
+    receiver = ShippedRsyslog(tmp_path, Certificates(tmp_path / "pki"))
+    deliver(receiver, "relp", "cef", [document(alert("killed", number)) for number in range(100)])
+    receiver.kill()
+    ids = [record["cef"]["Extensions"]["externalId"] for record in receiver.lines("hosts/killed.jsonl")]
+    assert ids == [document(alert("killed", number))["event"]["id"] for number in range(100)]
 
 
 @pytest.mark.parametrize("files", ["kwsiem-inputs.conf kwsiem-receive.conf", "*.conf"])
