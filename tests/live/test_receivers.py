@@ -212,9 +212,6 @@ def deliver(receiver: Receiver, transport: str, name: str, found: list[dict]) ->
     settings = receiver.settings(transport, name)
     render = make_renderer(settings)
     rendered = [Rendered(d["event"]["id"], 8, render(msgspec.json.encode(d))) for d in found]
-    if transport in {"tls", "relp"}:
-        send_by(transport, receiver, [alert.data for alert in rendered])
-        return [alert.data for alert in rendered]
     output = make_output(settings, {})
     output.open()
     try:
@@ -222,25 +219,6 @@ def deliver(receiver: Receiver, transport: str, name: str, found: list[dict]) ->
     finally:
         output.close()
     return [alert.data for alert in rendered]
-
-
-def send_by(transport: str, receiver: Receiver, messages: list[bytes]) -> None:
-    """A sender of the test's own: TLS with a client certificate, RELP with an answer to each message."""
-    with socket.create_connection(("127.0.0.1", receiver.ports[transport]), 10) as plain:
-        if transport == "tls":
-            context = ssl.create_default_context(cafile=receiver.certificates.ca)
-            context.load_cert_chain(receiver.certificates.client, receiver.certificates.client_key)
-            with context.wrap_socket(plain, server_hostname="localhost") as stream:
-                stream.sendall(b"".join(map(frame_octets, messages)))
-                stream.unwrap()
-            return
-        offers = b"relp_version=0\nrelp_software=test,1\ncommands=syslog"
-        frames = [(b"open", offers), *((b"syslog", message) for message in messages), (b"close", b"")]
-        for number, (command, data) in enumerate(frames, 1):
-            plain.sendall(b"%d %s %d%s\n" % (number, command, len(data), b" " + data if data else b""))
-            answer = plain.recv(4096)
-            assert answer.startswith(b"%d rsp " % number)
-            assert command == b"close" or b" 200 OK" in answer
 
 
 def milliseconds(time: str) -> str:
@@ -421,6 +399,28 @@ def test_what_is_no_alert_has_a_file_of_its_own_and_is_counted(receivers, kind):
     assert len(receiver.all()) - len(unparsed) == alerts
     receiver.wait(lambda: receiver.counts().get("unparsed", 0) - counted == len(NO_ALERTS))
     receiver.wait(lambda: receiver.counts().get("alerts", 0) == alerts)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("changes", [{"format": "ocsf"}, {"format": "gelf"}, {"header": "rfc3164"}])
+def test_other_formats_and_the_old_header_are_read(receivers, kind, changes):
+    receiver, host = receivers[kind], f"other-{'-'.join(changes.values())}"
+    found = documents(host)[:2]
+    settings = msgspec.structs.replace(receiver.settings("tcp-newline"), **changes)
+    render, output = make_renderer(settings), make_output(settings, {})
+    output.open()
+    output.send([Rendered(d["event"]["id"], 8, render(msgspec.json.encode(d))) for d in found])
+    output.close()
+    receiver.wait(lambda: len(receiver.lines(f"hosts/{host}.jsonl")) >= 2)
+    for d, record in zip(found, receiver.lines(f"hosts/{host}.jsonl"), strict=True):
+        if changes.get("format") == "ocsf":
+            assert record["json"]["metadata"]["uid"] == d["event"]["id"]
+        elif changes.get("format") == "gelf":
+            assert record["json"]["_user_name"] == d["user"]["name"]
+        else:
+            assert record["program"] == "kwsiem"
+            assert record["process_id"] == str(os.getpid())
+            check_cef(d, record)
 
 
 @pytest.mark.parametrize("kind", KINDS)
