@@ -21,7 +21,12 @@ class SlowReceiver:
         self.connections = 0
         self.take: Callable[[bytes], None] = lambda _: None
         self._ended = threading.Event()
-        self._server = socket.create_server(("127.0.0.1", self.port))
+        self._server = socket.socket()
+        # Segments as on Ethernet: with loopback's of 64 kB a window stays closed until so much is read.
+        self._server.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1448)
+        self._server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._server.bind(("127.0.0.1", self.port))
+        self._server.listen()
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
 
