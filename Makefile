@@ -45,6 +45,7 @@ bench: setup-test  ## the benchmarks; figures, never pass or fail
 	taskset -c 0 $(BIN)/python bench/flood.py
 	$(BIN)/python bench/sec.py
 	$(SUDO) $(BIN)/python bench/outbox.py
+	$(SUDO) $(BIN)/python bench/syslog.py
 	$(SUDO) $(BIN)/python bench/live.py
 
 fuzz:  ## 100,000 random streams through the engine and a second evaluator
