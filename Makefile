@@ -4,7 +4,7 @@ SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test run demo test unit live lint format bench fuzz lock clean
+.PHONY: help setup setup-test run demo test unit live lint format bench faults fuzz lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -46,7 +46,11 @@ bench: setup-test  ## the benchmarks; figures, never pass or fail
 	$(BIN)/python bench/sec.py
 	$(SUDO) $(BIN)/python bench/outbox.py
 	$(SUDO) $(BIN)/python bench/syslog.py
+	$(SUDO) $(BIN)/python bench/delivery.py
 	$(SUDO) $(BIN)/python bench/live.py
+
+faults: setup-test  ## 1,000,000 alerts through every fault; writes docs/delivery.md
+	$(SUDO) $(BIN)/python tests/faults --write docs/delivery.md
 
 fuzz:  ## 100,000 random streams through the engine and a second evaluator
 	$(BIN)/python tests/fuzz.py --streams 100000

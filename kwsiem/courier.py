@@ -25,11 +25,11 @@ from typing import Any, Final
 
 import msgspec
 
-from kwsiem import clock, logs, rights
+from kwsiem import clock, failpoint, logs, rights
 from kwsiem.config import Settings
 from kwsiem.delivery import make_output, make_route
 from kwsiem.document import document
-from kwsiem.errors import LinkError
+from kwsiem.errors import EXIT_CONFIG, ConfigError, LinkError
 from kwsiem.link import Link
 from kwsiem.messages import (
     AlertRaised,
@@ -163,6 +163,7 @@ class CourierProcess:
         self._collect()
         if not self._pending:
             return False
+        failpoint.reach("courier.received")
         items = [item for _, item in self._pending if item]
         try:
             if self.outbox.holding:
@@ -174,7 +175,9 @@ class CourierProcess:
         self._unacknowledged += [number for number, _ in self._pending]
         self._unpruned += len(self._pending)
         self._pending = []
+        failpoint.reach("courier.stored")
         self._acknowledge()
+        failpoint.reach("courier.acknowledged")
         self._wake()
         # After the acknowledgement, so that it delays no alert; often enough to keep up with a storm.
         if self._unpruned >= GROUP_ALERTS:
@@ -423,6 +426,11 @@ def main() -> int:
     parser.add_argument("--sensor-fd", type=int, required=True)
     parser.add_argument("--alerts-fd", type=int, required=True)
     options = parser.parse_args()
+    try:
+        failpoint.arm(os.environ)
+    except ConfigError as error:
+        log.error("%s", error)
+        return EXIT_CONFIG
     process = CourierProcess(
         Link.from_fd(options.sensor_fd, ToCourier),
         Link.from_fd(options.alerts_fd, EngineToCourier),

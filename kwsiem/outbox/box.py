@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from kwsiem import failpoint
 from kwsiem.alert import URGENT_SEVERITY
 from kwsiem.clock import NS_PER_S, boot_ns, monotonic_s
 from kwsiem.outbox import frame, tables
@@ -117,6 +118,8 @@ class Outbox:
                 first, new = tables.insert(db, items)
                 if new and self._max_age_s and second != self._arrival_s:
                     tables.note_arrival(db, first)
+                failpoint.reach("outbox.storing")
+            failpoint.reach("outbox.stored")
             self._arrival_s = second if new else self._arrival_s
             self._log_bytes += 4 * tables.PAGE_BYTES + sum(len(item.document) for item in items)
             return new
@@ -358,6 +361,8 @@ class Outbox:
                 sent = next((seq for seq in fresh if fates[seq] == tables.DELIVERED), None)
                 if replays and sent is not None:
                     tables.note_sending(db, output, sent)
+                failpoint.reach("outbox.settling")
+            failpoint.reach("outbox.settled")
             self._log_bytes += tables.PAGE_BYTES
             if self._held:
                 self._held.release()
@@ -462,6 +467,7 @@ class Outbox:
                         name, tables.AGE, tables.drop_through(db, name, accounts[name], floor, tables.AGE)
                     )
                 self._remove(db, totals, accounts)
+                failpoint.reach("outbox.pruning")
                 dropped = sum(self._lost.values()) - before
             if dropped:
                 log.error("%d waiting alerts dropped from the outbox", dropped)

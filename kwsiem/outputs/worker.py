@@ -12,10 +12,12 @@ import random
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, Protocol
 
 import msgspec
 
+from kwsiem import failpoint
 from kwsiem.alert import URGENT_SEVERITY
 from kwsiem.clock import iso, monotonic_s, wall_ns
 from kwsiem.errors import OutputError
@@ -315,8 +317,12 @@ class Worker:
         refused: list[tuple[int, str]] = []
         pending = list(parcels)
         while pending:
+            batch = [parcel.rendered for parcel in pending]
+            half = partial(self._output.send, batch[: (len(batch) + 1) // 2])
             try:
-                self._output.send([parcel.rendered for parcel in pending])
+                failpoint.reach("worker.sending")
+                failpoint.reach("worker.half_sent", half)
+                self._output.send(batch)
             except OutputError as error:
                 done += [parcel for index, parcel in enumerate(pending) if index in error.taken]
                 for index, reason in error.refused.items():
@@ -334,6 +340,7 @@ class Worker:
                     return done, refused, error
                 pending = left
             else:
+                failpoint.reach("worker.sent")
                 done += pending
                 pending = []
         return done, refused, None
