@@ -568,9 +568,11 @@ class Outbox:
             if not self._is_open:
                 # A salvage stopped half way, when the disk was full or the folder closed.
                 self._open_or_salvage()
+            lost = self._lost.copy()
             try:
                 return work()
             except sqlite3.DatabaseError as error:
+                self._lost = lost  # what was counted in a transaction that did not happen
                 if not _is_corrupt(error):
                     raise
                 self._salvage(str(error))
