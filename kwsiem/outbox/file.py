@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from kwsiem.outbox import frame, tables
-from kwsiem.outbox.tables import Ledger
+from kwsiem.outbox.tables import Ledger, Letter
 
 #: SQLite waits so long for another process that reads or copies the file.
 _BUSY_S: Final = 5.0
@@ -41,6 +41,24 @@ def read_ledger(path: Path) -> dict[str, Ledger]:
         return {name: account.ledger(totals.head) for name, account in sorted(accounts.items())}
 
     return _reading(path, work) or {}
+
+
+def read_dead(path: Path, output: str, limit: int) -> list[Letter]:
+    """The latest dead letters of an output in an outbox that another process may be using, newest first.
+
+    Empty when there is no such file. Raises sqlite3.DatabaseError when it cannot be read.
+    """
+
+    def work(db: sqlite3.Connection) -> list[Letter]:
+        rows = db.execute(
+            "SELECT reason, at_ns, frame FROM dead_letters WHERE output = ? AND again = 0"
+            " ORDER BY number DESC LIMIT ?",
+            (output, limit),
+        ).fetchall()
+        found = ((frame.decode(data), reason, at_ns) for reason, at_ns, data in rows)
+        return [Letter(alert.key if alert else "", reason, at_ns, output) for alert, reason, at_ns in found]
+
+    return _reading(path, work) or []
 
 
 def _reading(path: Path, work: Callable[[sqlite3.Connection], T]) -> T | None:
