@@ -114,7 +114,7 @@ def burst(folder: Path, peer: Rsyslog, output: OutputSettings, alerts: int) -> N
 
 def in_folder(parent: str, work: Callable[[Path], None]) -> None:
     """A new folder that the courier's user may enter, removed again."""
-    with tempfile.TemporaryDirectory(prefix="bench-delivery-", dir=parent) as name:
+    with tempfile.TemporaryDirectory(prefix="bench-delivery-", dir=Path(parent).resolve()) as name:
         Path(name).chmod(0o755)
         work(Path(name))
 
