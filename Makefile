@@ -45,6 +45,7 @@ bench: setup-test  ## the benchmarks; figures, never pass or fail
 	taskset -c 0 $(BIN)/python bench/flood.py
 	$(BIN)/python bench/sec.py
 	$(SUDO) $(BIN)/python bench/outbox.py
+	$(SUDO) $(BIN)/python bench/syslog.py
 	$(SUDO) $(BIN)/python bench/delivery.py
 	$(SUDO) $(BIN)/python bench/live.py
 

@@ -39,6 +39,7 @@ from kwsiem.messages import (
     ProbeDrained,
     ProbeKinds,
     Ready,
+    RetryDead,
     RulesOffer,
     RulesTaken,
     Stats,
@@ -374,7 +375,17 @@ class Appliance:
         """The answer to a request on the control socket."""
         if request.get("command") == "status":
             return self.status()
-        return {"error": f"unknown command {request.get('command')!r}, known: status"}
+        if request.get("command") == "retry_dead":
+            return self._retry_dead(str(request.get("output", "")))
+        return {"error": f"unknown command {request.get('command')!r}, known: status, retry_dead"}
+
+    def _retry_dead(self, output: str) -> dict[str, Any]:
+        if output not in {settings.name for settings in self.settings.outputs}:
+            return {"error": f"no output {output!r}"}
+        link = self.courier.link
+        if not (link and self.courier.ready and link.send(RetryDead(output=output))):
+            return {"error": "the courier does not answer"}
+        return {"output": output, "asked": True}
 
     def status(self) -> dict[str, Any]:
         """Everything that ``kwsiem status`` shows."""

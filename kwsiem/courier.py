@@ -38,6 +38,7 @@ from kwsiem.messages import (
     EngineToCourier,
     OwnEvent,
     Ready,
+    RetryDead,
     Stats,
     Stop,
     ToCourier,
@@ -152,6 +153,20 @@ class CourierProcess:
         while (received := self.sensor.take_message()) is not None:
             if isinstance(received, Stop):
                 self.stopping = True
+            elif isinstance(received, RetryDead):
+                self._retry_dead(received.output)
+
+    def _retry_dead(self, output: str) -> None:
+        thread = next((thread for thread in self._threads if thread.worker.name == output), None)
+        if thread is None:
+            return
+        try:
+            count = self.outbox.retry_dead(output)
+        except sqlite3.Error as error:
+            log.error("dead letters stay where they are", extra={"output": output, "error": str(error)})
+            return
+        log.info("dead letters wait again", extra={"output": output, "alerts": count})
+        thread.wake()
 
     def _take(self) -> bool:
         """Take a group of alerts, bring it to disk, acknowledge it; False when there was none.

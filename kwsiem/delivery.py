@@ -23,6 +23,7 @@ from kwsiem.formats.fit import fit
 from kwsiem.formats.syslog import (
     MAX_STREAM_BYTES,
     MAX_UDP_BYTES,
+    MAX_WORDY_UDP_BYTES,
     bsd_header,
     frame_newline,
     frame_octets,
@@ -234,7 +235,7 @@ def make_renderer(settings: OutputSettings) -> Render:
     if not isinstance(settings, SyslogSettings):
         return lambda data: render(msgspec.json.decode(data)).encode() + b"\n"
     head = HEADERS[_header_of(settings)]
-    most = settings.max_message_bytes or (MAX_UDP_BYTES if settings.transport == "udp" else MAX_STREAM_BYTES)
+    most = settings.max_message_bytes or budget_bytes(settings)
     pid = os.getpid()
 
     def syslog(data: bytes) -> bytes:
@@ -246,6 +247,13 @@ def make_renderer(settings: OutputSettings) -> Render:
         return begin.encode() + line.encode()
 
     return syslog
+
+
+def budget_bytes(settings: SyslogSettings) -> int:
+    """The most bytes of a message where the settings say nothing."""
+    if settings.transport != "udp":
+        return MAX_STREAM_BYTES
+    return MAX_WORDY_UDP_BYTES if format_of(settings) in {"ecs", "ocsf"} else MAX_UDP_BYTES
 
 
 def make_filter(settings: OutputSettings) -> Callable[[bytes], bool] | None:

@@ -150,9 +150,15 @@ class CourierStart(_Message, tag="courier_start"):
     settings: dict[str, Any]
 
 
+class RetryDead(_Message, tag="retry_dead"):
+    """An operator wants the dead letters of an output to be tried once more."""
+
+    output: str
+
+
 ToEngine = Union[EngineStart, ProbeAttach, RulesOffer, OwnEvent, ClockOffset, CourierRestarted, Stop]
 FromEngine = Union[Ready, Heartbeat, ProbeDrained, RulesTaken, Stats]
-ToCourier = Union[CourierStart, Stop]
+ToCourier = Union[CourierStart, RetryDead, Stop]
 FromCourier = Union[Ready, Stats, OwnEvent]
 EngineToCourier = AlertRaised
 CourierToEngine = AlertsDurable

@@ -17,9 +17,12 @@ _HELP: Final[Mapping[str, tuple[str, str]]] = {
         "gauge",
         "The ledger of an output: alerts by fate.",
     ),
+    "kwsiem_output_dropped_total": ("counter", "Alerts that an output never got, by reason."),
     "kwsiem_output_balanced": ("gauge", "1 when the ledger of an output balances."),
     "kwsiem_output_ready": ("gauge", "1 when an output is ready, 0 when it is failing."),
     "kwsiem_output_retries_total": ("counter", "Failed tries of an output."),
+    "kwsiem_outbox_held_alerts": ("gauge", "Alerts in memory because the disk takes none."),
+    "kwsiem_outbox_repaired_total": ("counter", "Alerts in which a wrong bit was mended."),
     "kwsiem_output_replayed_total": (
         "counter",
         "Alerts sent again after a reconnect.",
@@ -53,6 +56,10 @@ def _samples(status: Mapping[str, Any]) -> Iterable[Sample]:
             yield "kwsiem_alerts_total", {"result": fate}, alerts[fate]
     if "waiting" in alerts:
         yield "kwsiem_alerts_unacknowledged", {}, alerts["waiting"]
+    outbox = status.get("courier", {}).get("outbox", {})
+    if outbox:
+        yield "kwsiem_outbox_held_alerts", {}, outbox.get("held_alerts", 0)
+        yield "kwsiem_outbox_repaired_total", {}, outbox.get("repaired", 0)
     for output in status.get("courier", {}).get("outputs", []):
         yield from _output_samples(output)
 
@@ -62,6 +69,8 @@ def _output_samples(output: Mapping[str, Any]) -> Iterable[Sample]:
     yield "kwsiem_output_alerts_raised_total", labels, output.get("raised", 0)
     for fate in FATES:
         yield "kwsiem_output_alerts", {**labels, "fate": fate}, output.get(fate, 0)
+    for reason, count in output.get("reasons", {}).items():
+        yield "kwsiem_output_dropped_total", {**labels, "reason": reason}, count
     yield "kwsiem_output_balanced", labels, int(bool(output.get("balanced")))
     yield "kwsiem_output_ready", labels, int(output.get("state") == "ready")
     yield "kwsiem_output_retries_total", labels, output.get("retries", 0)

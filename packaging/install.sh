@@ -19,7 +19,7 @@ python=$(.venv/bin/python -c 'import sys; print(sys._base_executable)')
 install -d -m 0755 /etc/kwsiem /etc/kwsiem/probes.d /etc/kwsiem/rules.d
 [ -e /etc/kwsiem/kwsiem.yaml ] || install -m 0644 packaging/kwsiem.yaml /etc/kwsiem/kwsiem.yaml
 [ -e /etc/kwsiem/rules.yaml ] || install -m 0644 rules.yaml /etc/kwsiem/rules.yaml
-[ -e /etc/kwsiem/env ] || install -m 0600 /dev/null /etc/kwsiem/env
+[ -e /etc/kwsiem/env ] || install -m 0600 packaging/env.example /etc/kwsiem/env
 install -d -m 0750 -o kwsiem -g kwsiem /var/lib/kwsiem
 ln -sfn "$prefix/bin/kwsiem" /usr/local/bin/kwsiem
 install -m 0644 packaging/kwsiem.service /etc/systemd/system/kwsiem.service

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from pathlib import Path
 
 from kwsiem.cli.common import (
     Subparsers,
@@ -17,6 +19,8 @@ from kwsiem.cli.common import (
     settings_of,
 )
 from kwsiem.cli.probes import check_probes
+from kwsiem.config import Settings
+from kwsiem.delivery import make_output, make_route
 from kwsiem.errors import (
     EXIT_CHECK_FAILED,
     EXIT_CONFIG,
@@ -25,6 +29,7 @@ from kwsiem.errors import (
     ConfigError,
     UnavailableError,
 )
+from kwsiem.secret import mask, secrets_of
 
 
 def add(commands: Subparsers) -> None:
@@ -74,6 +79,10 @@ def execute(options: argparse.Namespace) -> int:
     except ConfigError as error:
         report["rules"] = {"file": settings.rules, "rules": 0, "problems": str(error).split("\n")}
         code = EXIT_CONFIG
+    outputs = output_problems(settings)
+    report["outputs"] = outputs
+    if outputs:
+        code = EXIT_CONFIG
     if options.json:
         print_json(report)
     else:
@@ -81,8 +90,27 @@ def execute(options: argparse.Namespace) -> int:
     return code
 
 
+def output_problems(settings: Settings) -> list[str]:
+    """What keeps outputs from being made: a secret, a certificate or a format that cannot be used.
+
+    A file or secret that this user may not read is no problem: root reads it when the appliance starts.
+    """
+    problems = []
+    for output in settings.outputs:
+        try:
+            make_route(output)
+            if os.geteuid() == 0:
+                make_output(output, secrets_of(output, Path(settings.env_file)))
+        except ConfigError as error:
+            problems.append(mask(str(error)))
+    return problems
+
+
 def _render(report: dict[str, object]) -> str:
     lines = ["settings  good"]
+    outputs = report["outputs"]
+    assert isinstance(outputs, list)
+    lines += [paint("output    ", "red") + plain(problem) for problem in outputs]
     catalog = report["catalog"]
     assert isinstance(catalog, list)
     lines += [paint("probe     ", "red") + plain(problem) for problem in catalog]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sqlite3
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from kwsiem.errors import (
     KwsiemError,
     UnavailableError,
 )
+from kwsiem.outbox import Letter, read_dead
 from kwsiem.output_settings import OutputSettings, format_of, type_of
 from kwsiem.outputs.base import Output, Rendered
 from kwsiem.secret import mask, masked, secrets_of
@@ -79,6 +81,70 @@ def add(commands: Subparsers) -> None:
     tried.add_argument(
         "--level", choices=tuple(LEVELS), default="high", help="level of the alert (default high)"
     )
+    _add_dead(verbs)
+
+
+def _add_dead(verbs: Subparsers) -> None:
+    refused = command(
+        verbs,
+        "dead",
+        "list what an output refused for good, and why",
+        ["sudo kwsiem outputs dead siem"],
+        execute=dead,
+    )
+    refused.add_argument("--limit", type=int, default=50, metavar="N", help="the latest N (default 50)")
+    again = command(
+        verbs,
+        "retry",
+        "let the dead letters of an output be tried once more",
+        ["sudo kwsiem outputs retry siem"],
+        execute=retry,
+    )
+    for parser in (refused, again):
+        add_settings(parser)
+        add_json(parser)
+        parser.add_argument("--runtime", metavar="DIR", help="runtime folder of the running appliance")
+        parser.add_argument("name", metavar="NAME", help="the output")
+
+
+def dead(options: argparse.Namespace) -> int:
+    """What an output refused for good, newest first; read without root, for others write that file."""
+    settings = settings_of(options)
+    _known(settings, options.name)
+    rights.drop(settings.user)
+    letters = _letters(Path(settings.state_dir) / "kwsiem.db", options.name, options.limit)
+    if options.json:
+        print_json([{"id": one.id, "at": clock.iso(one.at_ns), "reason": one.reason} for one in letters])
+    elif letters:
+        rows = [[clock.iso(one.at_ns), one.id, plain(one.reason)] for one in letters]
+        print(table([["REFUSED", "ALERT", "WHY"], *rows]))
+    else:
+        print(f"{plain(options.name)}: no dead letters")
+    return EXIT_GOOD
+
+
+def _letters(path: Path, name: str, limit: int) -> list[Letter]:
+    try:
+        return read_dead(path, name, limit)
+    except sqlite3.Error as error:
+        raise UnavailableError(f"{path}: cannot be read: {error}") from None
+
+
+def retry(options: argparse.Namespace) -> int:
+    """Let the dead letters of an output wait once more."""
+    settings = settings_of(options)
+    _known(settings, options.name)
+    answer = ask(settings.control_socket, {"command": "retry_dead", "output": options.name})
+    if "error" in answer:
+        raise KwsiemError(str(answer["error"]))
+    print(f"{plain(options.name)}: its dead letters are tried again; see kwsiem stats")
+    return EXIT_GOOD
+
+
+def _known(settings: Settings, name: str) -> None:
+    names = [output.name for output in settings.outputs]
+    if name not in names:
+        raise ConfigError(f"no output {name!r}; configured: {', '.join(names)}")
 
 
 def list_(options: argparse.Namespace) -> int:

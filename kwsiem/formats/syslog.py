@@ -28,6 +28,8 @@ FACILITIES: Final[Mapping[str, int]] = {
 #: What every receiver is sure to take whole: RFC 5426 for UDP (a should of RFC 5424 is 2048), and for
 #: streams what stays under rsyslog's built-in maximum of 8096 bytes, header included.
 MAX_UDP_BYTES: Final = 1024
+#: ECS and OCSF name everything in full: they need what every receiver should take (RFC 5426 section 3.2).
+MAX_WORDY_UDP_BYTES: Final = 2048
 MAX_STREAM_BYTES: Final = 8000
 
 _NOT_PRINTABLE: Final = re.compile(r"[^\x21-\x7e]")

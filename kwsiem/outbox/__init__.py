@@ -21,7 +21,8 @@ What always holds, between any two statements of another process and after a kil
    has settled it.
 """
 
-from kwsiem.outbox.box import HISTORY_ALERTS, MAX_BYTES, Outbox, balanced, read_ledger, recent_alerts
+from kwsiem.outbox.box import HISTORY_ALERTS, MAX_BYTES, Outbox, balanced
+from kwsiem.outbox.file import read_dead, read_ledger, recent_alerts
 from kwsiem.outbox.held import HELD_ALERTS, HELD_BYTES
 from kwsiem.outbox.tables import MAX_DEAD_BYTES, MAX_DEAD_LETTERS, Item, Ledger, Letter, Stored
 
@@ -38,6 +39,7 @@ __all__ = [
     "Outbox",
     "Stored",
     "balanced",
+    "read_dead",
     "read_ledger",
     "recent_alerts",
 ]

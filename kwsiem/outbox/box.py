@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import threading
 from collections import Counter
@@ -10,12 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import msgspec
-
 from kwsiem import failpoint
 from kwsiem.alert import URGENT_SEVERITY
 from kwsiem.clock import NS_PER_S, boot_ns, monotonic_s
 from kwsiem.outbox import frame, tables
+from kwsiem.outbox.file import connect, connect_to_read, is_corrupt, recent, used_bytes
 from kwsiem.outbox.held import AHEAD_MOST, Held, letter_frame
 from kwsiem.outbox.salvage import (
     Salvaged,
@@ -36,14 +36,12 @@ HISTORY_ALERTS: Final = 100_000
 MAX_BYTES: Final = 1 << 30
 #: Rows that one call removes at most: twice the largest group, so that removing keeps up with storing.
 _PRUNE_ROWS: Final = 1_000
-#: SQLite waits so long for another process that reads or copies the file.
-_BUSY_S: Final = 5.0
-#: The log is brought to the file when about so much was written, after a group and its acknowledgement …
+#: The log is brought to the file when about so much was written, after a group and its acknowledgement.
 _LOG_BYTES: Final = 4 * 2**20
-#: … and by SQLite itself, within a commit, only when that was not done.
-_CHECKPOINT_PAGES: Final = 4096
 #: How often the accounts are written a second time, beside the file.
 _CURSORS_S: Final = 1.0
+#: A file beside the outbox that is given up when there is no room to open it.
+_RESERVE_BYTES: Final = 1 << 20
 
 T = TypeVar("T")
 
@@ -152,6 +150,7 @@ class Outbox:
                 return False
             self._held = None
             held.close()
+            self._keep_reserve()
             return True
 
     @property
@@ -489,7 +488,7 @@ class Outbox:
             return
         settled = min((accounts[name].cursor for name in self._names), default=totals.head)
         floor = min(settled, totals.head - self._history)
-        if _used_bytes(db) > self._max_bytes:
+        if used_bytes(db) > self._max_bytes:
             floor = settled
             if floor < lowest and not self._drop_low(db, totals, accounts):
                 floor = lowest - 1 + _PRUNE_ROWS
@@ -558,7 +557,7 @@ class Outbox:
         """The documents of the latest alerts, newest first."""
 
         def work() -> list[dict[str, Any]]:
-            return _recent(self._quick, limit)
+            return recent(self._quick, limit)
 
         return self._do(work)
 
@@ -574,10 +573,12 @@ class Outbox:
             if not self._is_open:
                 # A salvage stopped half way, when the disk was full or the folder closed.
                 self._open_or_salvage()
+            lost = self._lost.copy()
             try:
                 return work()
             except sqlite3.DatabaseError as error:
-                if not _is_corrupt(error):
+                self._lost = lost  # what was counted in a transaction that did not happen
+                if not is_corrupt(error):
                     raise
                 self._salvage(str(error))
                 return work()
@@ -599,20 +600,41 @@ class Outbox:
             self._salvage(reason)
             return
         try:
-            self._open()
+            self._open_with_reserve()
         except sqlite3.DatabaseError as error:
-            if not _is_corrupt(error):
+            if not is_corrupt(error):
                 raise
             self._salvage(str(error))
 
+    def _open_with_reserve(self) -> None:
+        """SQLite needs a little room to open a file: on a full disk that of the reserve."""
+        try:
+            self._open()
+        except sqlite3.OperationalError:
+            reserve = suffixed(self.path, ".reserve")
+            if not reserve.exists():
+                raise
+            reserve.unlink()
+            self._open()
+
+    def _keep_reserve(self) -> None:
+        reserve = suffixed(self.path, ".reserve")
+        if reserve.exists():
+            return
+        try:
+            with reserve.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, _RESERVE_BYTES)
+        except OSError:
+            reserve.unlink(missing_ok=True)  # no room for it now
+
     def _open(self) -> None:
         # As long as another connection is there the one that fails does not fold the log into the file.
-        guard = _connect_to_read(self.path)
+        guard = connect_to_read(self.path)
         try:
-            self._durable = _connect(self.path, "FULL")
+            self._durable = connect(self.path, "FULL")
             try:
                 self._prepare()
-                self._quick = _connect(self.path, "NORMAL")
+                self._quick = connect(self.path, "NORMAL")
                 self._is_open = True
             except BaseException:
                 self._durable.close()
@@ -621,6 +643,7 @@ class Outbox:
             if guard:
                 guard.close()
         self._write_cursors()
+        self._keep_reserve()
 
     def _prepare(self) -> None:
         (version,) = self._durable.execute("PRAGMA user_version").fetchone()
@@ -630,7 +653,7 @@ class Outbox:
             swap(self.path, aside)
             for suffix in ("", "-wal", "-shm"):
                 suffixed(aside, suffix).unlink(missing_ok=True)
-            self._durable = _connect(self.path, "FULL")
+            self._durable = connect(self.path, "FULL")
         elif version == 0:
             self._durable.executescript(f"{tables.SCHEMA} PRAGMA user_version = {tables.VERSION};")
         with transaction(self._durable) as db:
@@ -648,13 +671,13 @@ class Outbox:
     def _salvage(self, reason: str) -> None:
         """Put a new file in the place of the damaged one, with all that can be found in it."""
         log.error("outbox %s is damaged (%s), it is salvaged", self.path, reason)
-        old = _connect_to_read(self.path)
+        old = connect_to_read(self.path)
         if self._is_open:
             self._close()
         try:
             report = salvage(self.path, self._names, self._history, old, self._alive)
         except sqlite3.DatabaseError as error:
-            if _is_corrupt(error):
+            if is_corrupt(error):
                 raise sqlite3.OperationalError(f"outbox cannot be salvaged: {error}") from error
             raise
         except OSError as error:
@@ -693,99 +716,6 @@ class Outbox:
             self._cursors_written = hash(data)
         except OSError as error:
             log.debug("cursors cannot be written: %s", error)
-
-
-def recent_alerts(path: Path, limit: int) -> list[dict[str, Any]]:
-    """The documents of the latest alerts in an outbox that another process may be using, newest first.
-
-    Empty when there is no such file. Raises sqlite3.DatabaseError when it cannot be read.
-    """
-    return _reading(path, lambda db: _recent(db, limit)) or []
-
-
-def read_ledger(path: Path) -> dict[str, Ledger]:
-    """The accounts in an outbox that another process may be using, of all outputs it has ever had.
-
-    Empty when there is no such file. Raises sqlite3.DatabaseError when it cannot be read.
-    """
-
-    def work(db: sqlite3.Connection) -> dict[str, Ledger]:
-        totals, accounts = tables.accounts_of(db)
-        return {name: account.ledger(totals.head) for name, account in sorted(accounts.items())}
-
-    return _reading(path, work) or {}
-
-
-def _reading(path: Path, work: Callable[[sqlite3.Connection], T]) -> T | None:
-    if not path.exists():
-        return None
-    db = sqlite3.connect(
-        f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=_BUSY_S, isolation_level=None
-    )
-    try:
-        db.execute("BEGIN")  # one state for all that is read
-        return work(db)
-    finally:
-        db.close()
-
-
-def _recent(db: sqlite3.Connection, limit: int) -> list[dict[str, Any]]:
-    rows = db.execute("SELECT frame FROM alerts ORDER BY seq DESC LIMIT ?", (limit,)).fetchall()
-    found = (frame.decode(row[0]) for row in rows)
-    return [msgspec.json.decode(alert.body) for alert in found if alert]
-
-
-def _connect(path: Path, synchronous: str) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
-    try:
-        db.execute(f"PRAGMA page_size = {tables.PAGE_BYTES}")
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute(f"PRAGMA synchronous = {synchronous}")
-        db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
-        db.execute(f"PRAGMA journal_size_limit = {4 * _LOG_BYTES}")
-        db.execute("PRAGMA cell_size_check = ON")
-    except sqlite3.DatabaseError:
-        db.close()
-        raise
-    return db
-
-
-def _connect_to_read(path: Path) -> sqlite3.Connection | None:
-    """A connection that only reads; closing it leaves file and log as they are. None when SQLite cannot."""
-    if not path.exists() or not path.stat().st_size:
-        return None
-    db = sqlite3.connect(
-        f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=_BUSY_S, isolation_level=None
-    )
-    try:
-        db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except sqlite3.Error:
-        db.close()
-        return None
-    return db
-
-
-def _used_bytes(db: sqlite3.Connection) -> int:
-    """Bytes in use within the file: free pages are used again, so they do not count."""
-    pages: dict[str, int] = {
-        name: int(db.execute(f"PRAGMA {name}").fetchone()[0])
-        for name in ("page_count", "freelist_count", "page_size")
-    }
-    return (pages["page_count"] - pages["freelist_count"]) * pages["page_size"]
-
-
-def _is_corrupt(error: sqlite3.DatabaseError) -> bool:
-    """SQLITE_CORRUPT and SQLITE_NOTADB come as DatabaseError itself, all others as a class below it.
-
-    But for a sequence number that is taken, a table that is not there any more, and a part of the file that
-    the disk does not give back.
-    """
-    if type(error) is sqlite3.DatabaseError or isinstance(error, sqlite3.IntegrityError):
-        return True
-    name = getattr(error, "sqlite_errorname", "")  # from Python 3.11 on
-    return str(error).startswith("no such ") or name in {
-        "SQLITE_IOERR_READ", "SQLITE_IOERR_SHORT_READ", "SQLITE_IOERR_CORRUPTFS"
-    }  # fmt: skip
 
 
 def balanced(ledgers: Mapping[str, Ledger]) -> bool:

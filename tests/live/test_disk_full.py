@@ -166,3 +166,20 @@ def test_a_kill_while_the_disk_is_full_loses_nothing_the_engine_keeps(disk, star
     assert balanced(accounts)
     assert accounts["siem"].waiting == 2000
     assert set(delivered(disk)) == {alert(number).id for number in range(2000)}
+
+
+def test_a_courier_that_starts_on_a_full_disk_serves_its_outputs(disk, start):
+    courier = start(file_output(disk))
+    courier.send(range(20))
+    courier.wait(lambda: courier.output("file").get("delivered") == 20)
+    assert courier.stop() == 0
+    fill(disk)
+    courier = start(file_output(disk))
+    courier.send(range(20, 1500))
+    courier.wait(lambda: len(courier.acknowledged) == 1480)
+    courier.wait(lambda: courier.output("file")["delivered"] == 1500)
+    empty(disk)
+    courier.wait(lambda: courier.values["disk_error"] == "")
+    assert courier.stop() == 0
+    account = read_ledger(disk / "kwsiem.db")["file"]
+    assert (account.raised, account.delivered) == (1500, 1500)

@@ -169,11 +169,13 @@ KINDS = {"rsyslog": ShippedRsyslog, "syslog-ng": ShippedSyslogNg}
 @pytest.fixture(scope="module")
 def receivers(open_folder):
     """Both daemons, for all tests: each test has hosts of its own."""
-    certificates = Certificates(open_folder / "receiver-pki")
+    folder = open_folder / "receivers"
+    folder.mkdir()
+    certificates = Certificates(folder / "pki")
     found = {}
     for name, kind in KINDS.items():
-        (open_folder / name).mkdir()
-        found[name] = kind(open_folder / name, certificates)
+        (folder / name).mkdir()
+        found[name] = kind(folder / name, certificates)
     yield found
     for receiver in found.values():
         receiver.stop()

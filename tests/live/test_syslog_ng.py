@@ -8,8 +8,8 @@ from carrier import DOCUMENTS, send
 from peers.certificates import Certificates
 from peers.syslog_ng import SyslogNg
 
+from kwsiem.delivery import budget_bytes
 from kwsiem.formats import FORMATS
-from kwsiem.formats.syslog import MAX_STREAM_BYTES, MAX_UDP_BYTES
 from kwsiem.output_settings import SyslogSettings
 
 pytestmark = pytest.mark.live
@@ -60,10 +60,11 @@ def settings_of(syslog_ng: SyslogNg, transport: str, name: str = "cef", **change
 @pytest.mark.parametrize("name", sorted(FORMATS))
 @pytest.mark.parametrize("transport", sorted(TRANSPORTS))
 def test_every_field_arrives_as_it_was_sent(syslog_ng, transport, name):
-    sent = send(settings_of(syslog_ng, transport, name), DOCUMENTS)
+    settings = settings_of(syslog_ng, transport, name)
+    sent = send(settings, DOCUMENTS)
     records = syslog_ng.take(len(DOCUMENTS))
     assert len(records) == len(DOCUMENTS), "no record was forged, split or lost"
-    limit = MAX_UDP_BYTES if transport == "udp" else MAX_STREAM_BYTES
+    limit = budget_bytes(settings)
     for found, each, record in zip(DOCUMENTS, sent, records, strict=True):
         host = found["host"]["name"].replace(" ", "_")
         assert record["PRI"] == str(22 * 8 + {10: 1, 0: 6}[found["event"]["severity"]])

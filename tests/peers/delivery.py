@@ -101,7 +101,7 @@ class Delivery:
 
     @property
     def dead(self) -> dict[str, str]:
-        return dict(self.outbox.dead_letters(self.name))
+        return {letter.id: letter.reason for letter in self.outbox.dead_letters(self.name)}
 
     def close(self) -> None:
         self.worker.close()

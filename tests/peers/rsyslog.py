@@ -30,7 +30,7 @@ template(name="lines" type="list") {{
   constant(value="\\",\\"sd\\":\\"") property(name="structured-data" format="json")
   constant(value="\\",\\"msg\\":\\"") property(name="msg" format="json") constant(value="\\"}}\\n")
 }}
-input(type="imudp" address="127.0.0.1" port="{ports[udp]}" ruleset="take")
+input(type="imudp" address="127.0.0.1" port="{ports[udp]}" ruleset="take" rcvbufSize="8m")
 input(type="imtcp" address="127.0.0.1" port="{ports[tcp]}" ruleset="take")
 input(type="imtcp" address="127.0.0.1" port="{ports[tls]}" ruleset="take"
       streamDriver.name="ossl" streamDriver.mode="1" streamDriver.authMode="anon")

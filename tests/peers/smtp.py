@@ -10,6 +10,7 @@ from typing import Any
 
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult, LoginPassword
+
 from peers.daemon import free_port
 
 USER, PASSWORD = "kwsiem", "test-password-of-mail"

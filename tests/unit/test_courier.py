@@ -427,3 +427,25 @@ def test_a_courier_without_rights_sends_mail_and_posts_to_slack(start, folder, m
         assert "Türzahl" in mail.mails[0][0]["Subject"]
         assert "Türzahl" in hook.bodies[0]["text"]
     assert hook.hook not in (folder.parent / "log").read_text()
+
+
+def test_dead_letters_are_tried_again_when_the_operator_says_so(folder, start, make_alert):
+    """A real HTTP receiver refuses one alert; mended, it gets it, and the ledger tells it all."""
+    from peers.web import Reply
+    from peers.webhook import Webhook
+
+    from kwsiem.messages import RetryDead
+    from kwsiem.output_settings import WebhookSettings
+
+    alerts = [make_alert(opened_ts_ns=number) for number in range(3)]
+    with Webhook(key=None) as receiver:
+        receiver.fates = {alerts[1].id: [Reply(400, b"no")]}
+        courier = start(WebhookSettings(name="hook", url=receiver.url, signing_secret="", allow_http=True))
+        courier.raise_alerts(alerts)
+        courier.wait_stats(lambda v: (v["outputs"][0]["delivered"], v["outputs"][0]["dead"]) == (2, 1))
+        courier.sensor.send(RetryDead(output="no such output"))
+        courier.sensor.send(RetryDead(output="hook"))
+        found = courier.wait_stats(lambda v: v["outputs"][0]["delivered"] == 3)["outputs"][0]
+        assert (found["dead"], found["waiting"], found["balanced"]) == (0, 0, True)
+        assert sorted(receiver.stored) == sorted(alert.id for alert in alerts)
+        assert courier.stop() == 0

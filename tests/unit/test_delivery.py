@@ -11,7 +11,9 @@ from kwsiem.output_settings import (
     format_of,
     type_of,
 )
-from kwsiem.outputs.syslog import DatagramOutput, TcpOutput
+from kwsiem.outputs.datagram import UdpOutput, UnixOutput
+from kwsiem.outputs.relp import RelpOutput
+from kwsiem.outputs.stream import StreamOutput
 
 
 def source(rule="tcp-port-scan", tags=("attack.t1046",)):
@@ -59,9 +61,10 @@ def test_the_level_becomes_the_least_severity():
 @pytest.mark.parametrize(
     ("settings", "cls"),
     [
-        (SyslogSettings(name="s"), DatagramOutput),
-        (SyslogSettings(name="s", transport="udp"), DatagramOutput),
-        (SyslogSettings(name="s", transport="tcp"), TcpOutput),
+        (SyslogSettings(name="s"), UnixOutput),
+        (SyslogSettings(name="s", transport="udp"), UdpOutput),
+        (SyslogSettings(name="s", transport="tcp"), StreamOutput),
+        (SyslogSettings(name="s", transport="relp"), RelpOutput),
     ],
 )
 def test_the_transport_chooses_the_output(settings, cls):

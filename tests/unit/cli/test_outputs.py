@@ -1,6 +1,7 @@
 """``kwsiem outputs`` in a process of its own: it gives up its rights, as the courier does."""
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -124,3 +125,37 @@ def test_an_unknown_name_is_an_error_that_names_the_known_ones(folder, capsys):
     assert main(["outputs", "test", "seim", "--config", str(path)]) == 78
     assert capsys.readouterr().err == "kwsiem: no output 'seim'; configured: siem\n"
     assert main(["outputs", "test", "--config", str(path)]) == 78
+
+
+def test_dead_letters_are_listed_and_can_be_tried_again(folder):
+    from kwsiem.outbox import Item, Outbox
+
+    box = Outbox(folder / "kwsiem.db", ["siem"])
+    box.put([Item("01A", 8, b"{}"), Item("01B", 8, b"{}")])
+    box.settle("siem", [1], [], [(2, "400 no such index")])
+    box.close()
+    for path in folder.glob("kwsiem.db*"):
+        path.chmod(0o666)
+    path = settings(folder, "  - {name: siem, type: syslog}\n")
+    done = kwsiem("outputs", "dead", "siem", "--json", "--config", path)
+    assert [(one["id"], one["reason"]) for one in json.loads(done.stdout)] == [("01B", "400 no such index")]
+    done = kwsiem("outputs", "retry", "siem", "--config", path)
+    assert done.returncode == 69
+    assert "not running" in done.stderr
+    done = kwsiem("stats", "--config", path)
+    assert done.returncode == 0, done.stderr
+    assert "this is what its outbox on disk says" in done.stderr
+    assert re.search(r"siem +2 +1 +0 +1 +0 +0", done.stdout)
+
+
+def test_check_names_what_keeps_an_output_from_being_made(folder, capsys):
+    path = settings(
+        folder,
+        "  - {name: a, type: syslog, transport: tls, ca_file: /no/such.pem}\n  - {name: b, type: telegram}\n"
+        "  - {name: c, type: file, path: /tmp/x, extra: {'Bad Name': x}}\n",
+    )
+    assert main(["check", "--no-probes", "--config", str(path)]) == 78
+    said = capsys.readouterr().out
+    assert "output 'a': ca_file /no/such.pem: No such file or directory" in said
+    assert "output 'b': token_secret: no secret TELEGRAM_BOT_TOKEN" in said
+    assert "output 'c': " in said

@@ -359,7 +359,11 @@ def test_a_file_of_version_1_is_taken_over(tmp_path):
     assert box.note("a", "key") == "value"
     assert box.put(items(49, 51)) == 1
     box.close()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["kwsiem.db", "kwsiem.db.cursors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "kwsiem.db",
+        "kwsiem.db.cursors",
+        "kwsiem.db.reserve",
+    ]
 
 
 VERSION_1 = """

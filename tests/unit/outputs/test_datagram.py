@@ -127,7 +127,7 @@ def clock(monkeypatch):
 
 def test_udp_a_few_alerts_go_at_once(receiver, udp, clock, alerts):
     udp.open()
-    udp.send(alerts(*["x" * 1000] * 39))
+    udp.send(alerts(*["x" * 1000] * 20))
     assert clock.slept_s == 0
 
 
@@ -139,12 +139,12 @@ def test_udp_a_burst_fits_the_default_buffer_of_a_receiver(receiver, udp, clock)
     while not clock.slept_s:
         udp.send([Rendered(str(sent), 5, b"%d " % sent + b"x" * 1000)])
         sent += 1
-    assert sent >= 40
+    assert sent >= 20
     got = [int(receiver.recv(2000).split()[0]) for _ in range(sent)]
     assert got == list(range(sent))
     for index in range(1000):
         udp.send([Rendered(str(index), 5, b"x" * 1000)])
-    assert 1500 < 1000 / clock.slept_s < 2500, "alerts a second"
+    assert 800 < 1000 / clock.slept_s < 1200, "alerts a second"
 
 
 @pytest.mark.parametrize("size", [200, 1024, 8192])

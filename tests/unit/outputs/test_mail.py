@@ -244,8 +244,8 @@ def test_5xx_for_the_mail_is_a_dead_letter_and_the_others_go_on(server, outbox, 
     else:
         server.data_reply = "554 looks like spam"
     worker.step(0.0)
-    assert [one for one, _ in outbox.dead_letters("mail")] == ids
-    assert ("550 no" if where == "recipients" else "554 looks") in outbox.dead_letters("mail")[0][1]
+    assert [letter.id for letter in outbox.dead_letters("mail")] == ids
+    assert ("550 no" if where == "recipients" else "554 looks") in outbox.dead_letters("mail")[0].reason
 
 
 @pytest.mark.parametrize(

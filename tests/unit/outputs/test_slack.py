@@ -126,7 +126,7 @@ def test_a_message_that_slack_never_takes_is_a_dead_letter(hook, worker, outbox,
     ids = put(outbox, *[make_alert(number=n) for n in range(3)])
     hook.faults.append((400, b"invalid_blocks", {}))
     run(worker, outbox, clock)
-    assert [one for one, _ in outbox.dead_letters("chat")] == ids[:1]
+    assert [letter.id for letter in outbox.dead_letters("chat")] == ids[:1]
     assert len(hook.bodies) == 2
 
 

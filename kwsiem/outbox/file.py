@@ -1,0 +1,135 @@
+"""The database file: connections to it, what its errors mean, and reading it beside a running courier."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from kwsiem.outbox import frame, tables
+from kwsiem.outbox.tables import Ledger, Letter
+
+#: SQLite waits so long for another process that reads or copies the file.
+_BUSY_S: Final = 5.0
+#: Pages of the log that SQLite folds into the file by itself; the outbox does it before.
+_CHECKPOINT_PAGES: Final = 4096
+#: SQLite cuts its log to this when it begins it anew.
+_LOG_MOST_BYTES: Final = 16 * 2**20
+
+T = TypeVar("T")
+
+
+def recent_alerts(path: Path, limit: int) -> list[dict[str, Any]]:
+    """The documents of the latest alerts in an outbox that another process may be using, newest first.
+
+    Empty when there is no such file. Raises sqlite3.DatabaseError when it cannot be read.
+    """
+    return _reading(path, lambda db: recent(db, limit)) or []
+
+
+def read_ledger(path: Path) -> dict[str, Ledger]:
+    """The accounts in an outbox that another process may be using, of all outputs it has ever had.
+
+    Empty when there is no such file. Raises sqlite3.DatabaseError when it cannot be read.
+    """
+
+    def work(db: sqlite3.Connection) -> dict[str, Ledger]:
+        totals, accounts = tables.accounts_of(db)
+        return {name: account.ledger(totals.head) for name, account in sorted(accounts.items())}
+
+    return _reading(path, work) or {}
+
+
+def read_dead(path: Path, output: str, limit: int) -> list[Letter]:
+    """The latest dead letters of an output in an outbox that another process may be using, newest first.
+
+    Empty when there is no such file. Raises sqlite3.DatabaseError when it cannot be read.
+    """
+
+    def work(db: sqlite3.Connection) -> list[Letter]:
+        rows = db.execute(
+            "SELECT reason, at_ns, frame FROM dead_letters WHERE output = ? AND again = 0"
+            " ORDER BY number DESC LIMIT ?",
+            (output, limit),
+        ).fetchall()
+        found = ((frame.decode(data), reason, at_ns) for reason, at_ns, data in rows)
+        return [Letter(alert.key if alert else "", reason, at_ns, output) for alert, reason, at_ns in found]
+
+    return _reading(path, work) or []
+
+
+def _reading(path: Path, work: Callable[[sqlite3.Connection], T]) -> T | None:
+    if not path.exists():
+        return None
+    db = sqlite3.connect(
+        f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=_BUSY_S, isolation_level=None
+    )
+    try:
+        db.execute("BEGIN")  # one state for all that is read
+        return work(db)
+    finally:
+        db.close()
+
+
+def recent(db: sqlite3.Connection, limit: int) -> list[dict[str, Any]]:
+    """The documents of the latest alerts, newest first; damaged ones are left out."""
+    rows = db.execute("SELECT frame FROM alerts ORDER BY seq DESC LIMIT ?", (limit,)).fetchall()
+    found = (frame.decode(row[0]) for row in rows)
+    return [msgspec.json.decode(alert.body) for alert in found if alert]
+
+
+def connect(path: Path, synchronous: str) -> sqlite3.Connection:
+    """A connection that reads and writes; ``synchronous`` FULL waits for the disk at each commit."""
+    db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+    try:
+        db.execute(f"PRAGMA page_size = {tables.PAGE_BYTES}")
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute(f"PRAGMA synchronous = {synchronous}")
+        db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+        db.execute(f"PRAGMA journal_size_limit = {_LOG_MOST_BYTES}")
+        db.execute("PRAGMA cell_size_check = ON")
+    except sqlite3.DatabaseError:
+        db.close()
+        raise
+    return db
+
+
+def connect_to_read(path: Path) -> sqlite3.Connection | None:
+    """A connection that only reads; closing it leaves file and log as they are. None when SQLite cannot."""
+    if not path.exists() or not path.stat().st_size:
+        return None
+    db = sqlite3.connect(
+        f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=_BUSY_S, isolation_level=None
+    )
+    try:
+        db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.Error:
+        db.close()
+        return None
+    return db
+
+
+def used_bytes(db: sqlite3.Connection) -> int:
+    """Bytes in use within the file: free pages are used again, so they do not count."""
+    pages: dict[str, int] = {
+        name: int(db.execute(f"PRAGMA {name}").fetchone()[0])
+        for name in ("page_count", "freelist_count", "page_size")
+    }
+    return (pages["page_count"] - pages["freelist_count"]) * pages["page_size"]
+
+
+def is_corrupt(error: sqlite3.DatabaseError) -> bool:
+    """SQLITE_CORRUPT and SQLITE_NOTADB come as DatabaseError itself, all others as a class below it.
+
+    But for a sequence number that is taken, a table that is not there any more, and a part of the file that
+    the disk does not give back.
+    """
+    if type(error) is sqlite3.DatabaseError or isinstance(error, sqlite3.IntegrityError):
+        return True
+    name = getattr(error, "sqlite_errorname", "")  # from Python 3.11 on
+    return str(error).startswith("no such ") or name in {
+        "SQLITE_IOERR_READ", "SQLITE_IOERR_SHORT_READ", "SQLITE_IOERR_CORRUPTFS"
+    }  # fmt: skip
