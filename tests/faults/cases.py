@@ -422,6 +422,7 @@ def clock_jumps(trial: Trial, target: Target) -> None:
         trial.sender.wait_state("siem", "failing")
         years.add(trial.sender.output("siem")["since"][:10])
         peer.start()
+        trial.sender.wait_state("siem", "ready")
     assert len(years) == 3, f"the clock did not jump: {years}"
 
 

@@ -61,6 +61,10 @@ class Receiver(Daemon):
     def write(self, source: str, name: str, changes: dict[str, str]) -> None:
         (self.config / name).write_text(changed((PACKAGING / source / name).read_text(), changes))
 
+    def wait_lines(self, name: str, count: int) -> None:
+        """Until a file has so many lines."""
+        self.wait(lambda: len(self.lines(name)) >= count)
+
     def lines(self, path: str) -> list[dict]:
         """The records of one file, whole lines only; each line is JSON and UTF-8."""
         file = self.received / path
@@ -304,9 +308,11 @@ def test_every_field_of_an_alert_is_there_as_it_was_sent(receivers, kind, transp
     # UDP has room for 1024 bytes: what is longer is shortened by the sender.
     found = documents(host, 'a=b \\ "c" | \\' if transport == "udp" else HOSTILE)
     formats = ("cef", "json") if transport == "udp" else ("cef", "ecs", "json")
-    sent = [data.decode() for name in formats for data in deliver(receiver, transport, name, found)]
     path = f"hosts/{host.lower()}.jsonl"
-    receiver.wait(lambda: len(receiver.lines(path)) >= len(found) * len(formats))
+    sent: list[str] = []
+    for name in formats:  # each over a connection of its own: the next only when the last has been written
+        sent += [data.decode() for data in deliver(receiver, transport, name, found)]
+        receiver.wait_lines(path, len(sent))
     records = receiver.lines(path)
     assert len(records) == len(found) * len(formats), "no record was forged, split or lost"
     assert all(data.endswith(record["raw"]) for data, record in zip(sent, records, strict=True))
