@@ -416,7 +416,7 @@ def clock_jumps(trial: Trial, target: Target) -> None:
         offset.write_text(jump)
         samples = trial.sender.samples
         trial.part(0.05)
-        trial.sender.wait(lambda: trial.sender.samples >= samples + 2, "it looks at the file once a second")  # noqa: B023
+        trial.sender.wait(lambda: trial.sender.samples >= samples + 4, "it looks at the file once a second")  # noqa: B023
         peer.kill()
         trial.part(0.05)
         trial.sender.wait_state("siem", "failing")

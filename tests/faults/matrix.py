@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import shutil
+import subprocess
 import tempfile
 import traceback
 from collections.abc import Sequence
@@ -16,14 +17,19 @@ from faults.cases import MATRIX
 from faults.trial import Row, run_case
 
 _CLONE_NEWNS = 0x00020000
+_CLONE_NEWNET = 0x40000000
 _MS_REC_PRIVATE = 0x4000 | 1 << 18
 
 
-def own_mounts() -> None:
-    """A mount namespace of our own: what a case mounts goes with us, and nobody else sees it."""
+def own_namespaces() -> None:
+    """Mounts and a network of our own.
+
+    What a case mounts goes with us, and a port stays free while its receiver is away: nobody else is there.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_CLONE_NEWNS) or libc.mount(b"none", b"/", None, _MS_REC_PRIVATE, None):
-        raise OSError(ctypes.get_errno(), "no mount namespace: the matrix needs root")
+    if libc.unshare(_CLONE_NEWNS | _CLONE_NEWNET) or libc.mount(b"none", b"/", None, _MS_REC_PRIVATE, None):
+        raise OSError(ctypes.get_errno(), "no namespaces of our own: the matrix needs root")
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 
 
 def run_named(name: str, scale: float) -> tuple[Sequence[Row], str]:
@@ -44,7 +50,7 @@ class Runner:
     """So many cases at a time, each in a process of its own."""
 
     def __init__(self, jobs: int) -> None:
-        self._pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=own_mounts)
+        self._pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=own_namespaces)
 
     def start(self, name: str, scale: float) -> Future[tuple[Sequence[Row], str]]:
         """Run a case as soon as there is room."""
