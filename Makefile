@@ -22,7 +22,7 @@ demo: setup-test  ## run the appliance, attack it with real nmap and hydra, show
 	$(SUDO) packaging/demo.sh
 
 test: setup-test lint  ## set up this host and run all tests (root: real kernel, real peers)
-	$(SUDO) $(BIN)/python -m pytest $(TESTS)
+	$(SUDO) packaging/run-tests.sh $(TESTS)
 
 unit:  ## the unit tests alone
 	$(BIN)/python -m pytest tests/unit
