@@ -126,7 +126,7 @@ _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "timeout_s": (0.1, 300),
     "max_bytes": (4096, 2**40),
     "keep": (0, 1000),
-    "history_alerts": (1000, 10_000_000),
+    "history_alerts": (20_000, 10_000_000),  # what the engine may send again
     "outbox_max_bytes": (2**20, 2**40),
     "rate_per_min": (0, 60_000),
     "max_age_s": (0, 10 * 365 * 86400),

@@ -1,8 +1,13 @@
 """One connection over TCP, plain or TLS: every step is bounded in time, and its end is noticed.
 
 Looking up a name is the one thing that has the resolver's time-outs instead of ours. A connection that is
-black-holed (no answer, no reset) ends by TCP_USER_TIMEOUT when something was sent and by keep-alive when
-nothing is, and a handshake that is never answered ends at the time-out.
+black-holed (no answer, no reset) is given up when what was sent is not acknowledged within the time-out, and
+by keep-alive when nothing was; a handshake that is never answered ends at the time-out.
+
+A receiver that is slow is not one that is gone: as long as its kernel answers, and it takes something within
+SLOW_TIMES time-outs, it is waited for. Ending such a connection would begin its replay anew, for ever
+(measured with a reader of 20 kB/s). TCP_USER_TIMEOUT cannot tell the two apart: since Linux 5.11 it also ends
+a connection whose window stays closed.
 """
 
 from __future__ import annotations
@@ -20,12 +25,15 @@ from kwsiem.clock import monotonic_s
 from kwsiem.errors import OutputError
 from kwsiem.tls import check_pin
 
-#: A receiver that takes something within each time-out may need so many time-outs for one batch.
+#: So many time-outs a receiver may take nothing while its kernel answers; a batch of RELP may need as many.
 SLOW_TIMES: Final = 10
 _TCP_USER_TIMEOUT: Final = 18  # tcp(7): milliseconds that sent data may stay unacknowledged
 _KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 _POLLRDHUP: Final = 0x2000  # bits/poll.h
 _CHUNK: Final = 64 * 1024
+#: struct tcp_info (linux/tcp.h): eight bytes, tcpi_retransmits the third; then numbers of 32 bits,
+#: tcpi_unacked the fifth, tcpi_last_ack_recv (milliseconds) the thirteenth.
+_TCP_INFO: Final = struct.Struct("8B13I")
 #: With TLS 1.3 a receiver says after our handshake whether it takes our certificate, or with the session
 #: tickets that it does. So long is waited for either; a receiver that sends no tickets says nothing.
 _FIRST_WORD_S: Final = 0.3
@@ -63,17 +71,21 @@ class Connection:
     def write(self, data: bytes) -> None:
         """Write all of it.
 
-        Raises OutputError when the receiver takes nothing for the time-out, or not all within SLOW_TIMES
-        of it. Then the connection is reset, so that what is left of a message half written goes nowhere.
+        Raises OutputError when the receiver's kernel does not answer for the time-out, or the receiver takes
+        nothing for SLOW_TIMES of it. Then the connection is reset, so that what is left of a message half
+        written goes nowhere.
         """
-        end_s = monotonic_s() + SLOW_TIMES * self._timeout_s
         view = memoryview(data)
         self._socket.settimeout(self._timeout_s)
+        taken_s = monotonic_s()
         try:
             while view:
-                if monotonic_s() > end_s:
-                    raise TimeoutError("the receiver is too slow")
-                view = view[self._socket.send(view[:_CHUNK] if self._is_tls else view) :]
+                try:
+                    view = view[self._socket.send(view[:_CHUNK] if self._is_tls else view) :]
+                    taken_s = monotonic_s()
+                except TimeoutError:
+                    if self._is_lost() or monotonic_s() - taken_s > SLOW_TIMES * self._timeout_s:
+                        raise
         except OSError as error:
             self._fail(error)
 
@@ -116,7 +128,9 @@ class Connection:
         self.check_end()
 
     def check_end(self) -> None:
-        """Raise OutputError when the receiver has closed the connection; nothing is read."""
+        """Raise OutputError when the receiver has closed the connection, or is gone; nothing is read."""
+        if self._is_lost():
+            self._fail(TimeoutError(errno.ETIMEDOUT, "timed out: what was sent is not acknowledged"))
         if self._poll(0.0) & (_POLLRDHUP | select.POLLHUP | select.POLLERR):
             self._raise_end()
 
@@ -131,6 +145,16 @@ class Connection:
                 self._socket.unwrap()
         self._is_open = False
         self._socket.close()
+
+    def _is_lost(self) -> bool:
+        """Whether nothing has answered for the time-out to what was sent and is sent again and again."""
+        try:
+            data = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+            found = _TCP_INFO.unpack(data)
+        except (OSError, struct.error):
+            return False  # the next call says what is wrong with the socket
+        retransmits, unacked, last_ack_ms = found[2], found[8 + 4], found[8 + 12]
+        return bool(unacked and retransmits and last_ack_ms >= self._timeout_s * 1000)
 
     @property
     def _is_tls(self) -> bool:
@@ -205,7 +229,7 @@ def _connected(host: str, port: int, timeout_s: float) -> socket.socket:
 def _tune(sock: socket.socket, timeout_s: float) -> None:
     """A batch is one write, so nothing is gained by holding back a small one (TCP_NODELAY)."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, int(timeout_s * 1000))
+    sock.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, int(SLOW_TIMES * timeout_s * 1000))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in _KEEPALIVE:
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
