@@ -48,12 +48,15 @@ bench: setup-test  ## the benchmarks; figures, never pass or fail
 	$(SUDO) $(BIN)/python bench/syslog.py
 	$(SUDO) $(BIN)/python bench/delivery.py
 	$(SUDO) $(BIN)/python bench/live.py
+	$(SUDO) $(BIN)/python bench/firewall.py
+	$(SUDO) $(BIN)/python bench/blocking.py
 
 faults: setup-test  ## 1,000,000 alerts through every fault; writes docs/delivery.md
 	$(SUDO) $(BIN)/python tests/faults --write docs/delivery.md
 
-fuzz:  ## 100,000 random streams through the engine and a second evaluator
+fuzz:  ## random streams: the engine against a second evaluator; forged sources against the guard
 	$(BIN)/python tests/fuzz.py --streams 100000
+	$(BIN)/python tests/forged.py --streams 1000000
 
 lock:  ## pin the dependencies anew (needs uv)
 	uv pip compile --universal --python-version 3.10 --generate-hashes --no-annotate --quiet \

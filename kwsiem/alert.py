@@ -42,7 +42,8 @@ class Alert(msgspec.Struct, kw_only=True):
     values; ``count`` is the number of matching events of the incident so far; ``values`` the distinct
     values that a value_count rule counted (bounded); ``evidence`` the first and the latest events as
     flat ECS fields, each with its ``kind`` and ``ts_ns`` (kernel time). ``block`` is what the rule asks the
-    guard for when the incident opens: ``value`` (an address), ``for_s``, ``spoofable``.
+    guard for when the incident opens: ``value`` (an address), ``for_s``, ``spoofable`` (the rule wants it on
+    evidence that can be forged too), ``evidence`` (``proven`` or ``spoofable``).
     """
 
     rule_id: str

@@ -22,11 +22,14 @@ from typing import Any, Final
 import msgspec
 
 from kwsiem import __version__, clock, logs, rights
+from kwsiem.blocking import RouteWatch, make_blocker
 from kwsiem.config import Settings
 from kwsiem.control import ControlServer
 from kwsiem.errors import EXIT_GOOD, ConfigError, UnavailableError
 from kwsiem.link import Link, link_pair
 from kwsiem.messages import (
+    BlockRequest,
+    BlockWithdrawn,
     ClockOffset,
     CourierRestarted,
     CourierStart,
@@ -90,6 +93,10 @@ class Appliance:
         self._lock = _lock_runtime(Path(self.settings.runtime_dir))
         prepare_state(self.settings)
         self._signals()
+        self.blocker = make_blocker(self.settings, self.tell)
+        self.blocker.start()
+        self.routes = RouteWatch(self.blocker.addresses_changed)
+        self.wait_for(self.routes.fileno(), self.routes.clear)
         self._first_rules()
         self._state_fds = open_state(self.settings)
         if self.settings.record:
@@ -106,11 +113,13 @@ class Appliance:
         """Serve until SIGTERM or SIGINT, then end everything in the order of the path."""
         next_look_s = next_offset_s = 0.0
         while not self.stopping:
-            self._step(TICK_S)
+            self._step(0.0 if self.blocker.busy else TICK_S)
+            self.blocker.work()
             now_s = clock.monotonic_s()
             self._start_workers(now_s)
             self.supervisor.tick(now_s, listening=self.engine.listening(now_s))
             self._follow_rules(now_s)
+            self.blocker.tick()
             if now_s >= next_look_s:
                 next_look_s = now_s + LOOK_S
                 self._follow_probes(now_s)
@@ -126,6 +135,7 @@ class Appliance:
             # An earlier call of this round may have closed it.
             if key.fd in self.selector.get_map():
                 key.data()
+        self.blocker.flush()
 
     def _signals(self) -> None:
         reader, writer = socket.socketpair()
@@ -156,6 +166,8 @@ class Appliance:
                 self._until(lambda worker=worker: not worker.running)  # type: ignore[misc]
         self.control.close()
         self.watch.close()
+        self.routes.close()
+        self.blocker.close()
         log.info("stopped")
 
     def _until(self, done: Callable[[], bool]) -> None:
@@ -256,6 +268,11 @@ class Appliance:
             self.supervisor.drained(message.probe, message.generation)
         elif isinstance(message, RulesTaken):
             self._rules_taken(message)
+        elif isinstance(message, BlockRequest):
+            self.blocker.request(message)
+        elif isinstance(message, BlockWithdrawn):
+            self.blocker.flush()  # it may wait in the queue still
+            self.blocker.withdraw(message.value, message.alert_id)
         elif isinstance(message, Ready):
             self.engine.ready = True
             for offer, fd in self._offers:
@@ -375,9 +392,11 @@ class Appliance:
         """The answer to a request on the control socket."""
         if request.get("command") == "status":
             return self.status()
+        if request.get("command") == "blocks":
+            return self.blocker.answer(request)
         if request.get("command") == "retry_dead":
             return self._retry_dead(str(request.get("output", "")))
-        return {"error": f"unknown command {request.get('command')!r}, known: status, retry_dead"}
+        return {"error": f"unknown command {request.get('command')!r}, known: status, blocks, retry_dead"}
 
     def _retry_dead(self, output: str) -> dict[str, Any]:
         if output not in {settings.name for settings in self.settings.outputs}:
@@ -411,6 +430,7 @@ class Appliance:
             ],
             "engine": self.engine.stats,
             "courier": self.courier.stats,
+            "blocking": self.blocker.status(),
             "bad_messages": self._bad_messages,
         }
 

@@ -21,7 +21,38 @@ from kwsiem.output_settings import OUTPUT_TYPES, ConsoleSettings, FileSettings, 
 from kwsiem.yamltree import Node, place_of, read_document
 
 CONFIG_PATH: Final = Path("/etc/kwsiem/kwsiem.yaml")
+#: The longest time-out of an ipset (2^31 ms, ipset(8)); about 24 days.
+MAX_BLOCK_S: Final = 2_147_483
 CONFIG_VARIABLE: Final = "KWSIEM_CONFIG"
+
+
+class BlockingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How offenders are blocked.
+
+    ``mode``: ``off``, ``dry-run`` (says what it would do), ``on`` (after ``kwsiem blocks arm``, or with
+    ``confirmed: true``). ``allow`` are addresses, networks and names that are never blocked. ``spoofable``
+    permits rules that want blocks on evidence that can be forged. ``firewall`` chooses what drops packets;
+    ``cut_answers`` drops answers to our own connections too. Above ``max_per_min`` blocks a minute networks
+    are blocked instead, or nothing is. ``escalation_s`` are the times of the second, third … block of one
+    source; an offender without one for ``forget_s`` begins anew. A network is blocked in place of its
+    addresses when it holds at least ``aggregate`` offenders (0: never) and at most ``collateral`` others for
+    each of them.
+    """
+
+    mode: Literal["off", "dry-run", "on"] = "dry-run"
+    confirmed: bool = False
+    firewall: Literal["auto", "iptables", "iptables-nft", "iptables-legacy", "nftables"] = "auto"
+    allow: tuple[str, ...] = ()
+    spoofable: bool = False
+    cut_answers: bool = False
+    cut_connections: bool = True
+    widest_ipv4: int = 24
+    widest_ipv6: int = 48
+    max_per_min: int = 3000
+    escalation_s: tuple[int, ...] = (3600, 86_400, 604_800)
+    forget_s: int = 30 * 86_400
+    aggregate: int = 8
+    collateral: int = 8
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -49,6 +80,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     history_alerts: int = 100_000
     outbox_max_bytes: int = 1 << 30
     outputs: tuple[OutputSettings, ...] = ()
+    blocking: BlockingSettings = BlockingSettings()
 
     @property
     def control_socket(self) -> Path:
@@ -134,6 +166,12 @@ _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "chunk_bytes": (512, 65_467),
     "max_message_bytes": (0, 2**20),
     "digest_over": (1, 1000),
+    "widest_ipv4": (8, 32),
+    "widest_ipv6": (16, 128),
+    "max_per_min": (1, 1_000_000),
+    "forget_s": (60, 10 * 365 * 86400),
+    "aggregate": (0, 65_536),
+    "collateral": (0, 65_536),
 }
 KeyPath = tuple[Union[str, int], ...]
 
@@ -167,6 +205,8 @@ class _Reader:
                 self.wrong(here, f"unknown key{hint}")
             elif cls is Settings and key == "outputs":
                 result[key] = self._outputs(here, item)
+            elif cls is Settings and key == "blocking":
+                result[key] = self._blocking(here, item)
             else:
                 self._convert(here, item, fields[key].type, result)
         for name, field in fields.items():
@@ -195,6 +235,14 @@ class _Reader:
         before = len(self._problems)
         made = [self._output((*path, index), item) for index, item in enumerate(value)]
         return () if len(self._problems) > before else tuple(output for output in made if output)
+
+    def _blocking(self, path: KeyPath, value: Any) -> BlockingSettings:
+        before = len(self._problems)
+        found = self.checked(path, value, BlockingSettings)
+        for index, step in enumerate(found.get("escalation_s", ())):
+            if not 1 <= step <= MAX_BLOCK_S:
+                self.wrong((*path, "escalation_s", index), f"must be 1 to {MAX_BLOCK_S}, got {step}")
+        return BlockingSettings() if len(self._problems) > before else BlockingSettings(**found)
 
     def _output(self, path: KeyPath, value: Any) -> OutputSettings | None:
         """One output, read by the struct that its ``type`` names."""

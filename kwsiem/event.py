@@ -70,11 +70,26 @@ class Field(msgspec.Struct, frozen=True):
 
 
 class EventKind(msgspec.Struct, frozen=True):
-    """The contract of one kind: its name and its fields in tuple order (number and time left out)."""
+    """The contract of one kind: its name and its fields in tuple order (number and time left out).
+
+    ``proof`` says when an event of this kind proves its source, so that it may block: None is never (anybody
+    can forge a lone packet), else the fields and the numbers they must have, none of them for always.
+    ``retracts`` names another kind of the same probe: each event of this kind takes one event of that kind
+    back, the one whose time stands in this kind's only field of type ``ts`` and which has the same values in
+    this kind's other fields.
+    """
 
     name: str
     fields: tuple[Field, ...]
     description: str = ""
+    proof: tuple[tuple[str, int], ...] | None = None
+    retracts: str = ""
+
+    def proven(self, event: Event) -> bool:
+        """Whether an event of this kind proves its source."""
+        return self.proof is not None and all(
+            getattr(event, _attribute(name)) == value for name, value in self.proof
+        )
 
     def field(self, name: str) -> Field | None:
         """The field of that ECS name, or None."""
@@ -267,6 +282,18 @@ OWN_KINDS: Final[Mapping[str, EventKind]] = {
             "rules.limited",
             "rule.id:str event.count:u64",
             "A rule alerted too often; event.count more alerts were held back and only counted.",
+        ),
+        _own(
+            "block.decision",
+            "source.address:str event.action:str event.reason:str rule.id:str",
+            "What became of a block. event.action: blocked, would_block (dry-run), refused (event.reason"
+            " names the rule of the guard), released, ended.",
+        ),
+        _own(
+            "block.firewall",
+            "event.action:str event.reason:str",
+            "The firewall. event.action: repaired (somebody else removed sets or rules), failing, full,"
+            " throttled (more blocks than a minute allows), rolled_back (arming was not confirmed).",
         ),
         _own(
             "output.state",

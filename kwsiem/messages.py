@@ -118,6 +118,29 @@ class RulesTaken(_Message, tag="rules_taken"):
     skipped_count: int = 0
 
 
+class BlockRequest(_Message, tag="block_request"):
+    """A rule asks for a block; the guard decides.
+
+    ``evidence`` is ``proven`` or ``spoofable``; ``spoofable`` says that the rule wants it all the same.
+    """
+
+    alert_id: str
+    rule_id: str
+    value: str
+    for_s: int
+    evidence: str
+    spoofable: bool = False
+    reason: str = ""
+
+
+class BlockWithdrawn(_Message, tag="block_withdrawn"):
+    """Events were taken back: the block of ``value`` that an alert asked for is not wanted any more."""
+
+    alert_id: str
+    rule_id: str
+    value: str
+
+
 class Stats(_Message, tag="stats"):
     """The sender's counters, once a second: plain numbers and short strings, nested by name."""
 
@@ -157,7 +180,7 @@ class RetryDead(_Message, tag="retry_dead"):
 
 
 ToEngine = Union[EngineStart, ProbeAttach, RulesOffer, OwnEvent, ClockOffset, CourierRestarted, Stop]
-FromEngine = Union[Ready, Heartbeat, ProbeDrained, RulesTaken, Stats]
+FromEngine = Union[Ready, Heartbeat, ProbeDrained, RulesTaken, BlockRequest, BlockWithdrawn, Stats]
 ToCourier = Union[CourierStart, RetryDead, Stop]
 FromCourier = Union[Ready, Stats, OwnEvent]
 EngineToCourier = AlertRaised

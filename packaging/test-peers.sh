@@ -1,10 +1,22 @@
 #!/bin/sh
-# syslog-ng for the tests, unpacked into a folder of its own: Debian's rsyslog and syslog-ng-core exclude each
-# other, so it is never installed. Idempotent.
+# syslog-ng for the tests and fail2ban for a benchmark, unpacked into folders of their own and never installed:
+# Debian's rsyslog and syslog-ng-core exclude each other, and fail2ban would begin to ban. Idempotent.
 #
 #   packaging/test-peers.sh [FOLDER]        default: $KWSIEM_TEST_PEERS, else /var/cache/kwsiem-test-peers
 set -eu
 folder=${1:-${KWSIEM_TEST_PEERS:-/var/cache/kwsiem-test-peers}}
+root=$folder/fail2ban
+if [ ! -e "$root.done" ]; then
+    printf '\033[1m== %s\033[0m\n' "fail2ban into $root" >&2
+    rm -rf --one-file-system "$root" "$folder/debs"
+    mkdir -p "$root" "$folder/debs"
+    (cd "$folder/debs" && apt-get download -qq fail2ban python3-pyinotify >/dev/null)
+    for deb in "$folder"/debs/*.deb; do
+        dpkg-deb --extract "$deb" "$root"
+    done
+    rm -rf "$folder/debs"
+    touch "$root.done"
+fi
 root=$folder/syslog-ng
 [ -e "$root.done" ] && exit 0
 printf '\033[1m== %s\033[0m\n' "syslog-ng into $root" >&2

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from kwsiem import __version__
-from kwsiem.cli import check, outputs, probes, replay, rules, run, simulate, stats, status
+from kwsiem.cli import blocks, check, outputs, probes, replay, rules, run, simulate, stats, status
 from kwsiem.errors import (
     EXIT_CHECK_FAILED,
     EXIT_CONFIG,
@@ -23,7 +23,7 @@ from kwsiem.errors import (
     UnavailableError,
 )
 
-_GROUPS: Final = (run, status, stats, check, probes, rules, outputs, replay, simulate)
+_GROUPS: Final = (run, status, stats, check, probes, rules, outputs, blocks, replay, simulate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -73,6 +73,8 @@ def settings_of(options: argparse.Namespace) -> Settings:
         )
     if getattr(options, "runtime", None):
         changes["runtime_dir"] = options.runtime
+    if getattr(options, "block", None):
+        changes["blocking"] = msgspec.structs.replace(settings.blocking, mode=options.block)
     if getattr(options, "record", None):
         changes["record"] = str(Path(options.record).absolute())
     settings = msgspec.structs.replace(settings, **changes)

@@ -22,8 +22,9 @@ def add(commands: Subparsers) -> None:
     parser.add_argument(
         "--runtime", metavar="DIR", help="folder of control socket and pid file (default /run/kwsiem)"
     )
+    parser.add_argument("--output", metavar="console:FORMAT", help="alerts on the console in any format")
     parser.add_argument(
-        "--output", metavar="console:FORMAT", help="alerts on the console as ecs, json, cef or text"
+        "--block", choices=("off", "dry-run", "on"), help="blocking.mode, whatever the settings say"
     )
     parser.add_argument("--record", metavar="FILE", help="append what the probes print to FILE, for replay")
 

@@ -59,7 +59,26 @@ def faults(status: dict[str, Any]) -> list[str]:
         for output in status["courier"].get("outputs", [])
         if output.get("state") == "failing"
     ]
+    blocking = status.get("blocking", {})
+    if blocking.get("wanted") == "on" and blocking.get("mode") != "on":
+        why = blocking["firewall_error"] or "not armed yet: kwsiem blocks arm"
+        found.append(f"blocking is a dry run: {why}")
+    elif blocking.get("firewall_error"):
+        found.append(f"the firewall fails: {blocking['firewall_error']}")
+    found += [
+        f"the guard cannot read {name}: {why}"
+        for name, why in blocking.get("guard", {}).get("degraded", {}).items()
+    ]
     return found
+
+
+def _blocking(blocking: dict[str, Any]) -> list[str]:
+    """One line: the mode, how many, and what became of requests."""
+    if not blocking:
+        return []
+    trial = f", trial ends in {blocking['confirm_in_s']} s" if blocking["confirm_in_s"] is not None else ""
+    counts = _counts(blocking["counters"])
+    return [f"blocking {blocking['mode']}{trial}, {blocking['blocks']} blocks; requests: {counts}"]
 
 
 def render(status: dict[str, Any]) -> str:
@@ -81,6 +100,7 @@ def render(status: dict[str, Any]) -> str:
         *(f"         {plain(problem)}" for problem in rules["problems"]),
         *_more_rules(rules),
         f"alerts   {_counts(status['engine'].get('alerts', {}))}",
+        *_blocking(status.get("blocking", {})),
         "",
         _section(
             "OUTPUT",

@@ -83,12 +83,19 @@ class Handler(NamedTuple):
     all: Callable[[Iterator[Event]], None]
 
 
-def make_handler(cls: type[Event], states: Sequence[State], offset: Callable[[], int] = lambda: 0) -> Handler:
+def make_handler(
+    cls: type[Event],
+    states: Sequence[State],
+    offset: Callable[[], int] = lambda: 0,
+    *,
+    undo: bool = False,
+) -> Handler:
     """The functions that take events of a class through the rules that look at its kind.
 
-    ``offset`` says what to add to an event's time, now, to get wall time (nanoseconds).
+    ``offset`` says what to add to an event's time, now, to get wall time (nanoseconds). With ``undo`` they
+    take events back that went through the others before.
     """
-    return _FunctionMaker(cls.KIND, offset).function(list(states))
+    return _FunctionMaker(cls.KIND, offset, undo).function(list(states))
 
 
 class _Groups(dict[Any, "Take | None"]):
@@ -122,8 +129,9 @@ class UnknownFieldError(Exception):
 class _FunctionMaker:
     """Gathers the constants and the field loads of one function."""
 
-    def __init__(self, kind: EventKind, offset: Callable[[], int]) -> None:
+    def __init__(self, kind: EventKind, offset: Callable[[], int], undo: bool) -> None:
         self._kind = kind
+        self._undo = undo
         self._offset = offset
         self._names: dict[str, Any] = {}
         self._loads: dict[str, str] = {}
@@ -140,7 +148,7 @@ class _FunctionMaker:
 
     def _group_function(self, members: list[Member]) -> Take:
         """A function of rules whose predicates have been shortened."""
-        maker = _FunctionMaker(self._kind, self._offset)
+        maker = _FunctionMaker(self._kind, self._offset, self._undo)
         return maker._compile([line for state, expr in members for line in maker._rule(state, expr)]).one
 
     def _compile(self, lines: list[str]) -> Handler:
@@ -151,10 +159,11 @@ class _FunctionMaker:
                 f"        {line}\n" for line in body
             )
         else:  # the call costs little beside so many rules, making it twice would cost more
-            source += "def all(events):\n    for e in events: one(e)\n"
+            source += "def all(events, one=one):\n    for e in events: one(e)\n"
         namespace: dict[str, Any] = dict(self._names)
         exec(compile(source, f"<rules for {self._kind.name}>", "exec"), namespace)  # noqa: S102 - see module
-        return Handler(namespace["one"], namespace["all"])
+        # Taken out, for a function must not hold itself: nothing collects cycles in the engine.
+        return Handler(namespace.pop("one"), namespace.pop("all"))
 
     # -- rules
 
@@ -162,7 +171,8 @@ class _FunctionMaker:
         """The lines of one rule: test, key, hit. A rule that names an unknown field gives none."""
         if isinstance(state, Settled):
             tests = [test for kinds, expr in leaves(state.rule) if (test := self._test_of(kinds, expr))]
-            return [f"if {' or '.join(tests)}: {self._constant('hold', state.hold)}(e)"] if tests else []
+            hold = self._constant("hold", state.take_back if self._undo else state.hold)
+            return [f"if {' or '.join(tests)}: {hold}(e)"] if tests else []
         if not state.rule.correlation.steps:
             return self._attempt(
                 lambda: self._hit(state, state.rule.correlation, self._code(predicate).true, "")
@@ -236,6 +246,8 @@ class _FunctionMaker:
         return self._known(state, correlation, test, call)
 
     def _taker(self, state: Window) -> str:
+        if state.journal is not None:
+            return self._constant("hit", state.journal.take_back if self._undo else state.journal.hit)
         return self._constant("hit", state.hit)  # type: ignore[attr-defined]
 
     def _known(self, state: Window, correlation: Correlation, test: str, call: str) -> list[str]:

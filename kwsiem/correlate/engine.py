@@ -9,9 +9,11 @@ from typing import Any, Final
 from kwsiem.alert import Alert
 from kwsiem.correlate.codegen import Handler, make_handler
 from kwsiem.correlate.incident import Incidents
-from kwsiem.correlate.kinds import make_state
+from kwsiem.correlate.kinds import make_state, make_window
+from kwsiem.correlate.retract import Journal, Retractions
 from kwsiem.correlate.settled import Settled, State
 from kwsiem.correlate.snapshot import Restore, restore_states, save_states
+from kwsiem.correlate.window import Window
 from kwsiem.event import Event
 from kwsiem.rules.model import Rule, RuleSet
 
@@ -23,10 +25,22 @@ class Engine:
     """The rules that run now and their state; calls ``emit`` for each alert, in the order of events.
 
     ``host`` is the name in alerts; ``offset_ns`` is what to add to an event's time to get wall time.
+    ``withdraw`` is called with an alert's id, its rule's id and the value it asked to block, when events were
+    taken back and that block is not wanted any more.
     """
 
-    def __init__(self, emit: Callable[[Alert], None], *, host: str, offset_ns: int = 0) -> None:
+    def __init__(
+        self,
+        emit: Callable[[Alert], None],
+        *,
+        host: str,
+        offset_ns: int = 0,
+        withdraw: Callable[[str, str, str], None] = lambda *_: None,
+    ) -> None:
         self._emit = emit
+        self._withdraw = withdraw
+        #: By the name of the kind whose events may be taken back.
+        self._retractions: dict[str, Retractions] = {}
         self._host = host
         self._offset_ns = offset_ns
         self._states: list[State] = []
@@ -64,24 +78,46 @@ class Engine:
             else:
                 state.rule = state.incidents.rule = rule
             states.append(state)
+        self._keep_journals(states)
         handlers = {cls: self._handler(cls, states) for cls in self._handlers}
         self._states, self._handlers = states, handlers
         self.sha256 = ruleset.sha256
         for state in kept.values():
+            if isinstance(state, Window):
+                state.journal = None  # they hold each other, and nothing collects cycles in this process
             state.incidents.close_all()
             self._alerts_before += state.incidents.alerts
 
     def _new_state(self, rule: Rule) -> State:
         incidents = Incidents(rule, self._emit)
         incidents.offset_ns, incidents.host = self._offset_ns, self._host
+        incidents.withdraw = lambda alert_id, value: self._withdraw(alert_id, rule.id, value)
         return make_state(rule, incidents)
 
     def _handler(self, cls: type[Event], states: list[State]) -> Handler:
-        looking = [state for state in states if cls.KIND.name in state.rule.events]
-        return make_handler(cls, looking, offset=lambda: self._offset_ns)
+        kind = cls.KIND
+        looking = [state for state in states if kind.name in state.rule.events]
+        handler = make_handler(cls, looking, offset=lambda: self._offset_ns)
+        if kind.name in self._retractions:
+            undo = make_handler(cls, looking, offset=lambda: self._offset_ns, undo=True).one
+            handler = self._retractions[kind.name].remembering(cls, handler, undo)
+        if kind.retracts:
+            handler = self._retractions[kind.retracts].retracting(handler)
+        return handler
+
+    def _keep_journals(self, states: list[State]) -> None:
+        """Rules that look at what may be taken back keep a journal."""
+        for state in states:
+            if isinstance(state, Window) and not self._retractions.keys().isdisjoint(state.rule.events):
+                state.journal = state.journal or Journal(state, make_window)
 
     def bind(self, cls: type[Event]) -> None:
         """Events of this class may come from now on; several classes may share a kind."""
+        retracts = cls.KIND.retracts
+        if retracts and retracts not in self._retractions:
+            self._retractions[retracts] = Retractions(cls.KIND)
+            self._keep_journals(self._states)
+            self._handlers = {known: self._handler(known, self._states) for known in self._handlers}
         self._handlers[cls] = self._handler(cls, self._states)
 
     def unbind(self, cls: type[Event]) -> None:
@@ -90,6 +126,8 @@ class Engine:
         for state in self._states:
             if isinstance(state, Settled):
                 state.forget(cls)
+        for retractions in self._retractions.values():
+            retractions.forget(cls)
         name = cls.KIND.name
         self._counted[name] = self._counted.get(name, 0) + self._seen.pop(cls, 0)
 
@@ -213,6 +251,7 @@ class Engine:
             "held_back": sum(state.incidents.held_back for state in states),
             "hurried": sum(state.hurried for state in states if isinstance(state, Settled)),
             "restored": self.restored,
+            "taken_back": sum(each.taken_back for each in self._retractions.values()),
             "errors": dict(self._errors),
             "last_error": self._last_error,
         }

@@ -33,6 +33,7 @@ class Incident:
     """One open incident: what has happened since its condition was met."""
 
     __slots__ = (
+        "block",
         "count",
         "early",
         "first_ns",
@@ -73,6 +74,18 @@ class Incident:
         #: The count from which on :meth:`Incidents.grown` has something to do.
         self.look_again = 0
         self.last: Event | None = None
+        #: What its alert asked to block: the alert's id and the value.
+        self.block: tuple[str, str] | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is over."""
+        return self.last_ns == _CLOSED_NS
+
+    def go_on_as(self, other: Incident) -> None:
+        """Have counted what another one has; it stays the incident that was told."""
+        self.count, self.last_ns, self.values = other.count, other.last_ns, other.values
+        self.early, self.last, self.look_again = other.early, other.last, 0
 
     def events(self) -> list[Event]:
         """The first events and the last one, at most MAX_EVIDENCE_EVENTS."""
@@ -98,6 +111,8 @@ class Incidents:
         self.held_back = 0
         self.offset_ns = 0
         self.host = ""
+        #: Called with an incident's block (the alert's id and the value) when it is not wanted any more.
+        self.withdraw: Callable[[str, str], None] = _nothing
         self._emit = emit
         self._allowance = BURST
         self._refilled_ns = 0
@@ -179,6 +194,24 @@ class Incidents:
         for key, incident in list(self.open.items()):
             self._close(key, incident)
 
+    def close(self, key: Key, incident: Incident) -> None:
+        """Close one that is open."""
+        self._close(key, incident)
+
+    def take_back(self, key: Key, incident: Incident) -> None:
+        """Without what was taken back it would not have opened: it is over, its block not wanted."""
+        incident.reason += " (taken back)"
+        block = incident.block
+        self._close(key, incident)
+        if block is not None:
+            self.withdraw(*block)
+
+    def reopen(self, key: Key, incident: Incident) -> None:
+        """Open one that was made elsewhere, and say so."""
+        self.open[key] = incident
+        incident.offset_ns = self.offset_ns
+        self._say(incident, key, "open", incident.opened_ns)
+
     def _close(self, key: Key, incident: Incident) -> None:
         del self.open[key]
         self._say(incident, key, "close", incident.last_ns + self.rule.suppress_ns)
@@ -219,11 +252,17 @@ class Incidents:
         alert.evidence = evidence
         alert.host = self.host
         rule = self.rule
-        if rule.block is not None and state == "open":
+        if rule.block is not None and state != "close":
             address = alert.identity.get(rule.block.field) or fields.get(rule.block.field)
             if address:
                 seconds = rule.block.for_ns // 10**9 or 1
-                alert.block = {"value": address, "for_s": seconds, "spoofable": rule.block.spoofable}
+                alert.block = {
+                    "value": address,
+                    "for_s": seconds,
+                    "spoofable": rule.block.spoofable,
+                    "evidence": _grade(opened, incident.last),
+                }
+                incident.block = (alert.id, address)
         self._emit(alert)
 
     def _identity(self, key: Key) -> dict[str, Any]:
@@ -231,6 +270,15 @@ class Incidents:
         if len(names) == 1:
             return {names[0]: key}
         return dict(zip(names, key, strict=True)) if isinstance(key, tuple) and names else {}
+
+
+def _nothing(_alert_id: str, _value: str) -> None:
+    """Nobody blocks."""
+
+
+def _grade(*events: Event | None) -> str:
+    """``proven`` when each of the events proves its source, else ``spoofable``."""
+    return "proven" if all(e.KIND.proven(e) for e in events if e is not None) else "spoofable"
 
 
 def _template(rule: Rule) -> Alert:

@@ -40,6 +40,7 @@ class Settled:
         self._make_handler = make_handler
         self._handlers: dict[type[Event], Callable[[Event], None]] = {}
         self._pending: list[tuple[int, int, Event]] = []
+        self._taken_back: dict[int, Event] = {}
         self._arrived = 0
         self._settled_ns = 0
         self._windows: list[Window] = []
@@ -97,6 +98,11 @@ class Settled:
             self.hurried += 1
             self._take(heapq.heappop(self._pending)[2])
 
+    def take_back(self, event: Event) -> None:
+        """An event that never was; what is decided already stays."""
+        if event.ts_ns >= self._settled_ns:
+            self._taken_back[id(event)] = event
+
     def advance(self, now_ns: int) -> None:
         """Nothing earlier than the lateness before now can come any more: decide up to there."""
         self._settle(now_ns - LATENESS_NS)
@@ -115,10 +121,14 @@ class Settled:
         if until_ns > self._settled_ns:
             self._settled_ns = until_ns
             self._due(until_ns)
+        if self._taken_back and not pending:
+            self._taken_back.clear()
 
     def _take(self, event: Event) -> None:
         """One event, in the order of time."""
         self._settled_ns = event.ts_ns
+        if self._taken_back and self._taken_back.pop(id(event), None) is not None:
+            return
         if self._timers:
             self._due(event.ts_ns)
         cls = event.__class__
@@ -145,7 +155,11 @@ class Settled:
     def save(self, writer: EventWriter) -> dict[str, Any]:
         """Everything but the rule's own incidents, as plain data."""
         return {
-            "pending": [writer.event(event) for _, _, event in sorted(self._pending, key=itemgetter(0, 1))],
+            "pending": [
+                writer.event(event)
+                for _, _, event in sorted(self._pending, key=itemgetter(0, 1))
+                if id(event) not in self._taken_back
+            ],
             "settled_ns": self._settled_ns,
             "counts": [self.late, self.hurried],
             "windows": [window.save(writer) for window in self._windows],

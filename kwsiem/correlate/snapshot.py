@@ -65,6 +65,7 @@ class Writer:
             last = None  # it is there already
         plain["last"] = None if last is None else self.event(last)
         plain["values"] = list(incident.values)
+        plain["block"] = incident.block
         return plain
 
 
@@ -96,6 +97,8 @@ class Reader:
             for name in _PLAIN:
                 setattr(incident, name, saved[name])
             incident.values = dict.fromkeys(saved["values"])
+            block = saved.get("block")  # not in a snapshot of an earlier version
+            incident.block = (str(block[0]), str(block[1])) if block else None
             incident.early = [self.event(event) for event in saved["early"]]
             if saved["last"]:
                 incident.last = self.event(saved["last"])

@@ -13,13 +13,16 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from kwsiem.correlate.crowd import Crowd
 from kwsiem.correlate.incident import LATENESS_NS, Incident, Incidents, Key
 from kwsiem.event import Event
 from kwsiem.rules.duration import format_duration
 from kwsiem.rules.model import Rule
+
+if TYPE_CHECKING:
+    from kwsiem.correlate.retract import Journal
 
 MAX_KEYS: Final = 200_000
 #: Time stamps kept for a key at the very most, whatever timespan and threshold.
@@ -64,6 +67,8 @@ class Window:
     def __init__(self, rule: Rule, incidents: Incidents) -> None:
         self.rule = rule
         self.incidents = incidents
+        #: Set where events may be taken back: takes the matches in place of ``hit``.
+        self.journal: Journal | None = None
         self._evicted = 0
         self.late = 0
         self.ungrouped = 0
@@ -95,6 +100,20 @@ class Window:
     def keys(self) -> int:
         """How many keys are kept now."""
         return len(self._young) + len(self._old)
+
+    def state_of(self, key: Key) -> Any:
+        """The state of a key, an open incident being one; None when it has none."""
+        for states in (self._young, self._old, self.incidents.open):
+            if key in states:
+                return states[key]
+        return None
+
+    def put(self, key: Key, state: Any) -> None:
+        """Give a key another state, or with None take the one it has."""
+        self._young.pop(key, None)
+        self._old.pop(key, None)
+        if state is not None:
+            self._young[key] = state
 
     @property
     def evictions(self) -> int:

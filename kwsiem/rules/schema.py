@@ -360,6 +360,8 @@ def _event(kind: EventKind) -> Schema:
 
 
 def _value(field_type: str) -> Schema:
+    if field_type == "ts":
+        return _ref("duration")
     if field_type not in INTEGER_BOUNDS:
         return {"type": "boolean" if family(field_type) == "truth" else "string"}
     low, high = INTEGER_BOUNDS[field_type]

@@ -8,7 +8,8 @@
         alerts: 1
 
 A range ``"20..24"`` stands for one event for each number; ``repeat: 5`` for five of each; ``every`` is the
-time from one event to the next (1 ms when absent); ``wait: 5m`` a pause before the entry. Entries follow one
+time from one event to the next (1 ms when absent); ``wait: 5m`` a pause before the entry. A field that is a
+time (type ``ts``) is given as a duration: so long before the event. Entries follow one
 after the other, and after the last one time passes for ever, so that what waits for something to stay away is
 decided. ``alerts`` counts incidents opened. This module is the one place of ``rules`` that knows the engine.
 """
@@ -25,6 +26,7 @@ from typing import Any, Final
 from kwsiem.alert import Alert
 from kwsiem.correlate.engine import Engine
 from kwsiem.event import Event, EventKind, event_class, event_from_fields
+from kwsiem.rules.duration import parse_duration
 from kwsiem.rules.model import Rule, RuleSet
 from kwsiem.rules.report import Report, nearest
 from kwsiem.yamltree import Mapping, Node, Scalar, Sequence, kind_of
@@ -219,12 +221,17 @@ class _Reader:
         events = []
         for row in [row for row in values for _ in range(repeat)][: MAX_EVENTS + 1]:
             try:
-                events.append(event_from_fields(cls, cls.KIND, row, self._now_ns))
+                events.append(event_from_fields(cls, cls.KIND, self._dated(cls.KIND, row), self._now_ns))
             except ValueError as error:
                 self._report.add(item, path, str(error))
                 return []
             self._now_ns += every_ns
         return events
+
+    def _dated(self, kind: EventKind, row: dict[str, Any]) -> dict[str, Any]:
+        """The values of one event, those that are times counted back from now. Raises ValueError."""
+        times = [field.name for field in kind.wire_fields if field.type == "ts" and field.name in row]
+        return {**row, **{name: self._now_ns - parse_duration(row[name]) for name in times}}
 
     def _values(self, item: Mapping, kind: EventKind, path: str) -> list[dict[str, Any]] | None:
         """One dictionary for each event of an entry: ranges expanded, at most one of them."""

@@ -9,8 +9,9 @@
      * blind:     what it cannot see
      * overhead:  what it costs
      * needs:     tracepoint net:netif_receive_skb              also: uprobe libpam:pam_authenticate, btf
-     * argument:  netns                                         $1, $2 … in this order
+     * argument:  netns                                         $1, $2 … in this order (see ARGUMENTS)
      * setting:   strlen 64                                     also: map_keys, buffer_pages
+     * retracts:  auth.retracted auth.attempt                   a kind that takes events of another one back
      * event 1 tcp.syn source.ip:ip destination.port:port       number, kind, fields in the tuple's order
      *         indented lines below describe the kind
      */
@@ -33,11 +34,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from msgspec.structs import replace
+
 from kwsiem.errors import ProbeError, Problem
-from kwsiem.event import HEARTBEAT_KIND, HEARTBEAT_NUMBER, OWN_KINDS, EventKind, parse_fields
+from kwsiem.event import (
+    HEARTBEAT_KIND,
+    HEARTBEAT_NUMBER,
+    INTEGER_BOUNDS,
+    OWN_KINDS,
+    EventKind,
+    parse_fields,
+)
 
 MAX_PROBE_BYTES: Final = 256 * 1024
-ARGUMENTS: Final = ("netns",)
+#: ``netns``: inode of the sensor's network namespace. ``pam_module`` and ``pam_function``: see
+#: :func:`pam_target`.
+ARGUMENTS: Final = ("netns", "pam_module", "pam_function")
 #: Settings with their bounds; bpftrace before 0.21 refuses strings above 200 bytes.
 SETTINGS: Final[Mapping[str, tuple[int, int]]] = {
     "strlen": (16, 200),
@@ -49,11 +61,13 @@ BTF: Final = Path("/sys/kernel/btf/vmlinux")
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _KIND: Final = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
-_KEY: Final = re.compile(r"(sees|blind|overhead|needs|argument|setting):\s*(.*)")
+_KEY: Final = re.compile(r"(sees|blind|overhead|needs|argument|setting|proven|retracts):\s*(.*)")
 _EVENT: Final = re.compile(r"event\s+([0-9]{1,3})\s+(\S+)\s*(.*)")
 #: Letters, digits, dots: the name becomes an attribute and part of generated code.
 _FIELD: Final = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
 _TRACEPOINT: Final = re.compile(r"[A-Za-z0-9_]+:[A-Za-z0-9_]+")
+#: A kind, and the conditions under which its events prove their source.
+_PROOF: Final = re.compile(r"(\S+)((?:\s+[a-z][a-z0-9_.]*=[0-9]{1,18})*)")
 _UPROBE: Final = re.compile(r"[A-Za-z0-9_./+-]+:[A-Za-z0-9_@.]+")
 
 
@@ -173,6 +187,8 @@ class _HeaderReader:
         self._number = -1
         self._texts: dict[str, str] = {"sees": "", "blind": "", "overhead": ""}
         self._indent = 0
+        self._proofs: list[tuple[str, str]] = []
+        self._retractions: list[tuple[str, str]] = []
 
     def line(self, number: int, raw: str) -> None:
         """One line; what it belongs to is known from the lines before."""
@@ -194,7 +210,7 @@ class _HeaderReader:
             self._continue(text)
             return
         elif self._key or re.match(r"[a-z]+:", text):
-            known = "sees, blind, overhead, needs, argument, setting or event"
+            known = "sees, blind, overhead, needs, argument, setting, proven, retracts or event"
             raise ProbeError(f"{self._spec.path}:{number}: expected {known}, got {text!r}")
         self._indent = indent
 
@@ -236,6 +252,10 @@ class _HeaderReader:
         elif key == "setting":
             name, _, amount = value.partition(" ")
             self._spec.environment[name] = _setting_amount(where, name, amount.strip())
+        elif key == "proven":
+            self._proofs.append((where, value))
+        elif key == "retracts":
+            self._retractions.append((where, value))
         else:
             self._need(where, value)
 
@@ -258,7 +278,7 @@ class _HeaderReader:
         elif self._key == "event":
             kind = self._spec.kinds[self._number]
             description = f"{kind.description} {text}".strip()
-            self._spec.kinds[self._number] = EventKind(kind.name, kind.fields, description)
+            self._spec.kinds[self._number] = replace(kind, description=description)
 
     def finish(self, line: int) -> None:
         """What must not be missing."""
@@ -272,7 +292,44 @@ class _HeaderReader:
                 raise ProbeError(f"{spec.path}:{line}: the header says nothing under '{key}:'")
         if len(spec.kinds) == 1:
             raise ProbeError(f"{spec.path}:{line}: the header declares no event")
+        for where, value in self._proofs:
+            self._prove(where, value)
+        for where, value in self._retractions:
+            self._retract(where, value)
         spec.sees, spec.blind, spec.overhead = (self._texts[key] for key in ("sees", "blind", "overhead"))
+
+    def _prove(self, where: str, value: str) -> None:
+        """``proven: KIND FIELD=NUMBER …``: such events prove their source."""
+        found = _PROOF.fullmatch(value)
+        numbers = {kind.name: number for number, kind in self._spec.kinds.items()}
+        if not found or found[1] not in numbers:
+            known = ", ".join(name for name in numbers if name != HEARTBEAT_KIND)
+            raise ProbeError(
+                f"{where}: proven: expected 'KIND FIELD=NUMBER …' with a kind of {known}, got {value!r}"
+            )
+        kind = self._spec.kinds[numbers[found[1]]]
+        pairs = [pair.partition("=")[::2] for pair in found[2].split()]
+        for name, _ in pairs:
+            field = kind.field(name)
+            if field is None or field.type not in INTEGER_BOUNDS:
+                raise ProbeError(f"{where}: proven: kind {kind.name} has no number {name!r}")
+        proof = tuple((name, int(number)) for name, number in pairs)
+        self._spec.kinds[numbers[kind.name]] = replace(kind, proof=proof)
+
+    def _retract(self, where: str, value: str) -> None:
+        """``retracts: KIND OTHER``: an event of KIND takes one of OTHER back (see :class:`EventKind`)."""
+        kinds = {kind.name: (number, kind) for number, kind in self._spec.kinds.items() if number}
+        names = value.split()
+        if len(names) != 2 or names[0] == names[1] or not set(names) <= kinds.keys():
+            known = ", ".join(kinds)
+            raise ProbeError(f"{where}: retracts: expected two kinds of {known}, got {value!r}")
+        (number, kind), (_, other) = kinds[names[0]], kinds[names[1]]
+        shared = [field for field in kind.wire_fields if field.type != "ts"]
+        if len(kind.wire_fields) - len(shared) != 1:
+            raise ProbeError(f"{where}: retracts: kind {kind.name} needs one field of type ts")
+        for missing in [each for each in shared if each not in other.wire_fields]:
+            raise ProbeError(f"{where}: retracts: {other.name} has no {missing.name}:{missing.type}")
+        self._spec.kinds[number] = replace(kind, retracts=other.name)
 
 
 def _setting_amount(where: str, name: str, amount: str) -> str:
@@ -342,7 +399,7 @@ def lint_probe(spec: ProbeSpec, text: str) -> list[Problem]:
                     position, "print a tuple whose first element is the kind number and whose last is nsecs"
                 )
             continue
-        problem = _tuple_problem(spec, elements)
+        problem = _tuple_problem(spec, elements, plain)
         if problem:
             wrong(position, problem)
     if not _EACH_SECOND.search(plain):
@@ -350,7 +407,7 @@ def lint_probe(spec: ProbeSpec, text: str) -> list[Problem]:
     return sorted(problems, key=lambda problem: (problem.line, problem.column))
 
 
-def _tuple_problem(spec: ProbeSpec, elements: list[str]) -> str:
+def _tuple_problem(spec: ProbeSpec, elements: list[str], code: str) -> str:
     """Why a printed tuple is none that the header declares, or an empty text."""
     if not elements[0].isdecimal():
         return f"the first element of a tuple is the kind number as a literal, got {elements[0]!r}"
@@ -358,12 +415,22 @@ def _tuple_problem(spec: ProbeSpec, elements: list[str]) -> str:
     kind = spec.kinds.get(number)
     if kind is None:
         return f"event number {number} is not declared in the header"
-    if elements[-1] != "nsecs":
+    if elements[-1] != "nsecs" and not _is_now(elements[-1], code):
         return f"the last element of a tuple is nsecs, got {elements[-1]!r}"
     expected = len(kind.wire_fields) + 2
     if len(elements) != expected:
         return f"{kind.name} has {expected} elements, number and nsecs included; here are {len(elements)}"
     return ""
+
+
+def _is_now(variable: str, code: str) -> bool:
+    """Whether a variable is never anything but ``nsecs``: a probe can keep the time it printed."""
+    if not re.fullmatch(r"\$[a-z_]+", variable):
+        return False
+    name = re.escape(variable)
+    assigned = re.findall(rf"{name}\s*([-+*/%&|^<>]*)=(?!=)\s*([^;]*);", code)
+    stepped = re.search(rf"{name}\s*(?:\+\+|--)|(?:\+\+|--)\s*{name}\b", code)
+    return bool(assigned) and {(o, text.strip()) for o, text in assigned} == {("", "nsecs")} and not stepped
 
 
 def _without_comments(text: str) -> str:
@@ -444,3 +511,24 @@ def find_library(name: str) -> Path | None:
             if path.is_file():
                 return path
     return None
+
+
+#: A PAM module's function that refuses a password long before pam_authenticate says so.
+_PAM_MODULE: Final = ("pam_unix.so", "pam_sm_authenticate")
+#: What is watched on a host without it: never called within pam_authenticate, and then it fails otherwise.
+_NO_PAM_MODULE: Final = ("libpam", "pam_start")
+
+
+def pam_target() -> tuple[str, str]:
+    """File and function for a probe that looks into pam_unix.so, or else into what it never hears from.
+
+    The module lies in the folder ``security`` beside the libpam that the dynamic linker finds (Debian,
+    Fedora, SUSE, Arch); bpftrace has no attach point that may be missing.
+    """
+    library = find_library("libpam")
+    name, function = _PAM_MODULE
+    for beside in (library, library.resolve()) if library else ():
+        module = beside.with_name("security") / name
+        if module.is_file() and function.encode() + b"\0" in module.read_bytes():
+            return str(module), function
+    return _NO_PAM_MODULE

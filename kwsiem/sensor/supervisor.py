@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 from kwsiem import clock
 from kwsiem.errors import UnavailableError
 from kwsiem.messages import ProbeKinds
-from kwsiem.sensor.catalog import ProbeSpec, preflight
+from kwsiem.sensor.catalog import ProbeSpec, pam_target, preflight
 from kwsiem.sensor.child import BpftraceChild, Version, environment
 from kwsiem.sensor.lifecycle import Lifecycle, State
 
@@ -28,9 +28,11 @@ log = logging.getLogger("kwsiem.sensor")
 
 def argument(name: str) -> str:
     """The value of a positional argument that a probe's header asks for (``catalog`` knows the names)."""
-    if name != "netns":
-        raise ValueError(f"unknown probe argument {name!r}")
-    return str(Path("/proc/self/ns/net").stat().st_ino)
+    if name == "netns":
+        return str(Path("/proc/self/ns/net").stat().st_ino)
+    if name in ("pam_module", "pam_function"):
+        return pam_target()[name == "pam_function"]
+    raise ValueError(f"unknown probe argument {name!r}")
 
 
 class Wiring(Protocol):

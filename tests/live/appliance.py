@@ -25,7 +25,14 @@ class RunningAppliance:
     """``kwsiem run`` in the namespace ``host`` of a laboratory, with state, runtime and rules of its own."""
 
     def __init__(
-        self, lab: Lab, folder: Path, *, rules: str | None = None, outputs: str = "", record: bool = True
+        self,
+        lab: Lab,
+        folder: Path,
+        *,
+        rules: str | None = None,
+        outputs: str = "",
+        record: bool = True,
+        settings: str = "",
     ) -> None:
         self.lab = lab
         self.folder = folder
@@ -48,6 +55,7 @@ class RunningAppliance:
             f"host: testhost\nrules: {self.rules}\nprobes: [{self.probes}]\nstate_dir: {self.state}\n"
             f"runtime_dir: {self.runtime}\n"
             + (f"record: {self.recording}\n" if record else "")
+            + settings
             + "log_level: info\noutputs:\n"
             + f"  - {{name: console, type: console}}\n  - {{name: file, type: file, path: {self.state}/alerts.jsonl}}\n"
             + outputs

@@ -3,13 +3,13 @@
 import http.server
 import json
 import socketserver
-import subprocess
 import sys
 import tempfile
 import threading
 from pathlib import Path
 
 import pytest
+import services
 from appliance import RunningAppliance, listen
 from lab import Lab, wait_until
 
@@ -78,24 +78,8 @@ def test_a_scan_over_ipv6_is_an_alert(lab, host):
 
 @pytest.fixture
 def sshd(lab, tmp_path):
-    """A real sshd with PAM in the host's namespace."""
-    key = tmp_path / "key"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
-    user_key = tmp_path / "user_key"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", user_key], check=True)
-    authorized = tmp_path / "authorized"
-    authorized.write_text(Path(f"{user_key}.pub").read_text())
-    config = tmp_path / "sshd_config"
-    config.write_text(
-        f"Port 22\nHostKey {key}\nPidFile none\nUsePAM yes\nPasswordAuthentication yes\nUseDNS no\n"
-        f"KbdInteractiveAuthentication no\nPermitRootLogin yes\nStrictModes no\nMaxStartups 100\n"
-        f"AuthorizedKeysFile {authorized}\n"
-    )
-    Path("/run/sshd").mkdir(exist_ok=True)
-    child = lab.popen("host", ["/usr/sbin/sshd", "-D", "-e", "-f", str(config)], stderr=subprocess.DEVNULL)
-    wait_until(lambda: "LISTEN" in lab.run("host", ["ss", "-Hltn", "sport = :22"]).stdout, 10, "sshd listens")
-    yield user_key
-    lab.stop(child)
+    with services.sshd(lab, tmp_path) as key:
+        yield key
 
 
 def test_hydra_against_sshd_is_a_brute_force_alert(lab, host, sshd, tmp_path):

@@ -32,6 +32,7 @@ from lab import Lab, wait_until
 from test_probes import PAM, VERSIONS, RunningProbe, in_root, knock
 
 from kwsiem.event import as_ip
+from kwsiem.sensor.catalog import pam_target
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
 
@@ -339,7 +340,7 @@ class RawProbe:
 
     def __init__(self, lab: Lab, name: str, root: Path | None) -> None:
         text = (Path(__file__).parents[2] / "probes" / f"{name}.bt").read_text()
-        argv = in_root(root, "bpftrace", "-q", "-f", "json", "-e", text)
+        argv = in_root(root, "bpftrace", "-q", "-f", "json", "-e", text, *pam_target())
         self.lab = lab
         self.child = lab.popen("host", argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 

@@ -16,7 +16,7 @@ from lab import Lab, clean_environment, wait_until
 from kwsiem.decode import LineDecoder
 from kwsiem.event import as_ip
 from kwsiem.messages import ProbeKinds
-from kwsiem.sensor.catalog import lint_probe, read_probe
+from kwsiem.sensor.catalog import lint_probe, pam_target, read_probe
 from kwsiem.sensor.child import environment
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
@@ -39,7 +39,7 @@ def in_root(root: Path | None, *argv: str) -> list[str]:
 class RunningProbe:
     """One probe under one bpftrace, its lines decoded as they come."""
 
-    def __init__(self, lab: Lab, name: str, version: str) -> None:
+    def __init__(self, lab: Lab, name: str, version: str, module: tuple[str, str] | None = None) -> None:
         self.spec = read_probe(SOURCE / "probes" / f"{name}.bt")
         self.decoder = LineDecoder(ProbeKinds(name, dict(self.spec.kinds)))
         self.events: list = []
@@ -55,7 +55,11 @@ class RunningProbe:
         )
         number = tuple(int(part) for part in said.stdout.split("v")[-1].strip().split("."))
         self.version = (*number, 0)[:3]
-        arguments = [str(lab.inode("host"))] if self.spec.arguments else []
+        values = {
+            "netns": str(lab.inode("host")),
+            **dict(zip(("pam_module", "pam_function"), module or pam_target(), strict=True)),
+        }
+        arguments = [values[name] for name in self.spec.arguments]
         inner = str(path) if root is None else f"/tmp/{path.name}"
         self._child = lab.popen(
             "host",

@@ -7,9 +7,17 @@ import pytest
 
 from kwsiem.alert import Alert
 from kwsiem.correlate.engine import Engine
-from kwsiem.engine import MAX_UNACKNOWLEDGED, Courier, Snapshots
+from kwsiem.engine import MAX_UNACKNOWLEDGED, Blocks, Courier, Snapshots
 from kwsiem.link import Link, link_pair
-from kwsiem.messages import AlertsDurable, CourierToEngine, EngineToCourier
+from kwsiem.messages import (
+    AlertsDurable,
+    BlockRequest,
+    BlockWithdrawn,
+    CourierToEngine,
+    EngineToCourier,
+    FromEngine,
+    ToEngine,
+)
 from kwsiem.statefile import StateFiles
 
 
@@ -107,6 +115,25 @@ def test_an_alert_that_cannot_be_sent_at_all_is_counted(ends):
     assert (courier.dropped, courier.waiting) == (1, 0)
 
 
+# -- blocks ------------------------------------------------------------------------------------------
+
+
+def test_a_block_that_is_asked_for_and_withdrawn_reaches_the_sensor_in_that_order():
+    left, right = link_pair()
+    ours, theirs = Link(left, ToEngine), Link(right, FromEngine)
+    blocks = Blocks(ours)
+    wanted = {"value": "192.0.2.1", "for_s": 60, "evidence": "proven", "spoofable": False}
+    opened = alert(1, block=wanted)
+    blocks.ask(opened)
+    blocks.withdraw(opened.id, "r", "192.0.2.1")
+    asked, withdrawn = taken(theirs)
+    ours.close()
+    theirs.close()
+    assert isinstance(asked, BlockRequest)
+    assert withdrawn == BlockWithdrawn(alert_id=asked.alert_id, rule_id="r", value="192.0.2.1")
+    assert (blocks.asked, blocks.withdrawn, blocks.dropped) == (1, 1, 0)
+
+
 # -- snapshots ---------------------------------------------------------------------------------------
 
 
@@ -119,7 +146,7 @@ def files(tmp_path):
 
 
 def snapshots(fds, courier) -> Snapshots:
-    return Snapshots(StateFiles(fds), Engine(courier.raise_alert, host="h"), courier)
+    return Snapshots(StateFiles(fds), Engine(courier.raise_alert, host="h"), courier, courier.raise_alert)
 
 
 def test_alerts_that_are_not_on_disk_yet_outlive_the_engine(ends, files):

@@ -10,7 +10,7 @@ import pytest
 from kwsiem.cli import main
 
 SOURCE = Path(__file__).resolve().parents[3]
-COMMANDS = ("run", "status", "stats", "check", "probes", "rules", "outputs", "replay", "simulate")
+COMMANDS = ("run", "status", "stats", "check", "probes", "rules", "outputs", "blocks", "replay", "simulate")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

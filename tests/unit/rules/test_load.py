@@ -15,12 +15,14 @@ TCP = (
     " observer.ingress.interface.name:str"
 )
 AUTH = "event.outcome:str service.name:str user.name:str source.address:str process.pid:u32 process.user.id:u32 pam.result:i64"
+RETRACTED = "service.name:str process.pid:u32 event.retracted_ns:ts"
 KINDS = {
     **OWN_KINDS,
     **{
         name: EventKind(name, parse_fields(fields))
         for name, fields in (("tcp.syn", TCP), ("tcp.probe", TCP), ("auth.attempt", AUTH))
     },
+    "auth.retracted": EventKind("auth.retracted", parse_fields(RETRACTED), retracts="auth.attempt"),
 }
 SHIPPED = Path(__file__).parents[3] / "rules.yaml"
 RULE = """version: 1

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from kwsiem.errors import ProbeError
-from kwsiem.sensor.catalog import find_library, lint_probe, preflight, read_catalog, read_probe
+from kwsiem.sensor import catalog as catalog_module
+from kwsiem.sensor.catalog import find_library, lint_probe, pam_target, preflight, read_catalog, read_probe
+from kwsiem.sensor.supervisor import argument
 
 PROBES = Path(__file__).resolve().parents[3] / "probes"
 HEADER = """/*
@@ -220,3 +222,77 @@ def test_libraries_are_found_as_the_linker_finds_them():
     found = find_library("libc")
     assert found and found.name.startswith("libc.so")
     assert find_library("libnosuch") is None
+
+
+RETRACTING = """ * retracts: test.unbeat test.beat
+ *
+ * event 2 test.unbeat test.number:u64 test.then:ts
+ *           There was none.
+ */
+"""
+
+
+def retracting(line: str = "", fields: str = "") -> str:
+    text = HEADER.removesuffix(" */\n") + RETRACTING + SCRIPT
+    text = text.replace("test.unbeat test.beat", line) if line else text
+    return text.replace("test.number:u64 test.then:ts", fields) if fields else text
+
+
+def test_a_kind_can_take_events_of_another_back(write):
+    kinds = read_probe(write(retracting())).kinds
+    assert (kinds[2].retracts, kinds[2].description) == ("test.beat", "There was none.")
+    assert kinds[1].retracts == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "fields", "says"),
+    [
+        ("test.unbeat", "", "expected two kinds of test.beat, test.unbeat, got 'test.unbeat'"),
+        ("test.unbeat test.gone", "", "expected two kinds"),
+        ("test.beat test.beat", "", "expected two kinds"),
+        ("sensor.heartbeat test.beat", "", "expected two kinds"),
+        ("", "test.number:u64", "kind test.unbeat needs one field of type ts"),
+        ("", "test.then:ts test.since:ts", "kind test.unbeat needs one field of type ts"),
+        ("", "test.number:u32 test.then:ts", "test.beat has no test.number:u32"),
+        ("", "test.other:u64 test.then:ts", "test.beat has no test.other:u64"),
+    ],
+)
+def test_what_cannot_be_taken_back_is_told_with_its_line(write, line, fields, says):
+    path = write(retracting(line, fields))
+    with pytest.raises(ProbeError) as error:
+        read_probe(path)
+    assert str(error.value).startswith(f"{path}:16: retracts: ")
+    assert says in str(error.value)
+
+
+def test_a_printed_time_may_be_kept_when_it_is_nothing_but_nsecs(write):
+    good = "x { $t = nsecs; @kept = $t; if (@kept != $t) { return; } print((1, (uint64)5, comm, $t)); }\n"
+    path = write(HEADER + good + SCRIPT)
+    assert lint_probe(read_probe(path), path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["", "$t = arg0;", "$t = nsecs; $t = 5;", "$t = nsecs; $t += 5;", "$t = nsecs; $t++;", "$t = nsecs - 1;"],
+)
+def test_another_time_than_now_is_found(write, given):
+    path = write(f"{HEADER}x {{ {given} print((1, (uint64)5, comm, $t)); }}\n{SCRIPT}")
+    (problem,) = lint_probe(read_probe(path), path.read_text())
+    assert "the last element of a tuple is nsecs" in problem.message
+
+
+def test_the_pam_module_is_looked_for_beside_libpam(monkeypatch, tmp_path):
+    """Where it is not, bpftrace gets what is there and never says what the module says."""
+    library = tmp_path / "libpam.so.0"
+    library.write_bytes(b"\x7fELF")
+    monkeypatch.setattr(catalog_module, "find_library", lambda _: library)
+    assert pam_target() == ("libpam", "pam_start")
+    module = tmp_path / "security/pam_unix.so"
+    module.parent.mkdir()
+    module.write_bytes(b"\x7fELF without it")
+    assert pam_target() == ("libpam", "pam_start")
+    module.write_bytes(b"\0pam_sm_authenticate\0")
+    assert pam_target() == (str(module), "pam_sm_authenticate")
+    assert [argument(name) for name in ("pam_module", "pam_function")] == [str(module), "pam_sm_authenticate"]
+    monkeypatch.setattr(catalog_module, "find_library", lambda _: None)
+    assert pam_target() == ("libpam", "pam_start")

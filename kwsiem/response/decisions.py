@@ -1,0 +1,253 @@
+"""Decisions about blocks on disk: what is blocked until when and why, and who has offended how often.
+
+SQLite in a folder of root's own: the folder of the other processes' state belongs to their user, who could
+put another file in this one's place. Times are wall time (nanoseconds since 1970): they outlive a boot.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from kwsiem.response.facts import Network, network_of, text_of
+
+log = logging.getLogger("kwsiem.blocks")
+
+MAX_DECISIONS: Final = 1_000_000
+MAX_OFFENDERS: Final = 1_000_000
+_SCHEMA: Final = """
+PRAGMA user_version = 1;
+CREATE TABLE IF NOT EXISTS decisions (
+    network TEXT PRIMARY KEY, since_ns INTEGER NOT NULL, until_ns INTEGER NOT NULL, for_s INTEGER NOT NULL,
+    mode TEXT NOT NULL, origin TEXT NOT NULL, rule_id TEXT NOT NULL, alert_id TEXT NOT NULL,
+    evidence TEXT NOT NULL, reason TEXT NOT NULL, offences INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS decisions_until ON decisions (until_ns);
+CREATE TABLE IF NOT EXISTS offenders (
+    network TEXT PRIMARY KEY, offences INTEGER NOT NULL, last_ns INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS offenders_last ON offenders (last_ns);
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """One block: whom, since and until when, for what reason.
+
+    ``mode`` is ``on`` (in the firewall) or ``dry-run`` (would be); ``origin`` is ``rule`` or ``operator``.
+    ``offences`` counts this one and the earlier ones of the same source.
+    """
+
+    network: str
+    since_ns: int
+    until_ns: int
+    for_s: int
+    mode: str
+    origin: str
+    rule_id: str = ""
+    alert_id: str = ""
+    evidence: str = ""
+    reason: str = ""
+    offences: int = 1
+
+    @property
+    def net(self) -> Network:
+        """The network as an object."""
+        return network_of(self.network)
+
+
+class Decisions:
+    """All decisions, on disk and in memory; one thread.
+
+    A damaged file is moved aside and a new one begun: blocks are then lost, and end in the kernel by their
+    time-outs. Raises sqlite3.OperationalError when the folder cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._live: dict[Network, Decision] = {}
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.chmod(0o700)
+        try:
+            self._open()
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise
+            aside = path.with_name(f"{path.name}.corrupt-{os.getpid()}")
+            log.error("blocks: %s is corrupt (%s), moved to %s, a new one begun", path, error, aside)
+            for suffix in ("", "-wal", "-shm"):
+                if Path(f"{path}{suffix}").exists():
+                    Path(f"{path}{suffix}").rename(f"{aside}{suffix}")
+            self._open()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __iter__(self) -> Iterator[Decision]:
+        return iter(list(self._live.values()))
+
+    def get(self, network: Network) -> Decision | None:
+        """The decision about exactly this network."""
+        return self._live.get(network)
+
+    def covering(self, network: Network) -> Decision | None:
+        """The decision about this network or a wider one."""
+        found: Network = network
+        while True:
+            decision = self._live.get(found)
+            if decision or found.prefixlen == 0:
+                return decision
+            found = found.supernet()
+
+    def within(self, network: Network) -> int:
+        """How many decided subjects lie within a network."""
+        return (
+            self._counts.get(network, 0) if network.prefixlen >= self._least(network) else self._scan(network)
+        )
+
+    def put(self, decisions: Sequence[Decision]) -> None:
+        """Store decisions, in one transaction; the offences of their sources are counted."""
+        with self._transaction() as db:
+            db.executemany(
+                "INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [msgspec.structs.astuple(decision) for decision in decisions],
+            )
+            db.executemany(
+                "INSERT OR REPLACE INTO offenders VALUES (?, ?, ?)",
+                [(d.network, d.offences, d.since_ns) for d in decisions if d.origin == "rule"],
+            )
+        for decision in decisions:
+            self._add(decision)
+
+    def remove(self, networks: Iterable[Network]) -> list[Decision]:
+        """Forget decisions; gives those that were there."""
+        gone = [decision for network in networks if (decision := self._live.get(network))]
+        with self._transaction() as db:
+            db.executemany("DELETE FROM decisions WHERE network = ?", [(d.network,) for d in gone])
+        for decision in gone:
+            self._drop(decision.net)
+        return gone
+
+    def ended(self, now_ns: int) -> list[Decision]:
+        """Forget decisions whose time is over; gives them."""
+        rows = self._db.execute(
+            "SELECT network FROM decisions WHERE until_ns <= ? LIMIT 10000", (now_ns,)
+        ).fetchall()
+        return self.remove(network_of(row[0]) for row in rows) if rows else []
+
+    def offences(self, network: Network, since_ns: int) -> int:
+        """How often a source was blocked before, unless the last time was before ``since_ns``."""
+        row = self._db.execute(
+            "SELECT offences FROM offenders WHERE network = ? AND last_ns >= ?", (text_of(network), since_ns)
+        ).fetchone()
+        return int(row[0]) if row else 0
+
+    def forget_offenders(self, before_ns: int) -> None:
+        """Forget who has not offended since, and the oldest beyond MAX_OFFENDERS."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM offenders WHERE last_ns < ?", (before_ns,))
+            (count,) = db.execute("SELECT count(*) FROM offenders").fetchone()
+            if count > MAX_OFFENDERS:
+                db.execute(
+                    "DELETE FROM offenders WHERE network IN"
+                    " (SELECT network FROM offenders ORDER BY last_ns LIMIT ?)",
+                    (count - MAX_OFFENDERS,),
+                )
+
+    def fact(self, name: str) -> str:
+        """A fact that must outlive a restart (``armed``), empty when it was never set."""
+        row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return str(row[0]) if row else ""
+
+    def set_fact(self, name: str, value: str) -> None:
+        """Remember a fact."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
+    # -- inside --------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        os.close(os.open(self.path, flags, 0o600))
+        self._db = sqlite3.connect(self.path, timeout=5.0, isolation_level=None)
+        try:
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.executescript(_SCHEMA)
+            rows = self._db.execute("SELECT * FROM decisions LIMIT ?", (MAX_DECISIONS,)).fetchall()
+        except sqlite3.DatabaseError:
+            self._db.close()
+            raise
+        self._live.clear()
+        self._counts: dict[Network, int] = {}
+        for row in rows:
+            decision = Decision(*row)
+            try:
+                decision.net  # noqa: B018 - whether it can be read
+            except ValueError:
+                log.error("blocks: %r in %s is no network, passed over", row[0], self.path)
+                continue
+            self._add(decision)
+
+    @staticmethod
+    def _least(network: Network) -> int:
+        """The shortest prefix for which subjects are counted as they come."""
+        return 24 if network.version == 4 else 48
+
+    def _add(self, decision: Decision) -> None:
+        network = decision.net
+        if network not in self._live:
+            self._count(network, 1)
+        self._live[network] = decision
+
+    def _drop(self, network: Network) -> None:
+        if self._live.pop(network, None):
+            self._count(network, -1)
+
+    def _count(self, network: Network, change: int) -> None:
+        """Count a subject (an IPv4 address, an IPv6 /64) in each network around it."""
+        if network.prefixlen != (32 if network.version == 4 else 64):
+            return
+        prefixes = range(24, 32) if network.version == 4 else (56, 48)
+        for prefix in prefixes:
+            wider: Network = network.supernet(new_prefix=prefix)
+            count = self._counts.get(wider, 0) + change
+            if count:
+                self._counts[wider] = count
+            else:
+                self._counts.pop(wider, None)
+
+    def _scan(self, network: Network) -> int:
+        return sum(network.version == other.version and _holds(network, other) for other in self._live)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._db
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+
+def _holds(wider: Network, narrower: Network) -> bool:
+    return wider.supernet_of(narrower)  # type: ignore[arg-type]
+
+
+def host_subject(network: Network) -> bool:
+    """Whether a network is what one source has: an IPv4 address, an IPv6 /64."""
+    return network.prefixlen == (32 if isinstance(network, ipaddress.IPv4Network) else 64)
