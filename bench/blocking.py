@@ -1,6 +1,7 @@
 """How fast an offender is dropped, beside fail2ban on the same sshd with the same hydra, in one run.
 
     sudo .venv/bin/python bench/blocking.py [--trials 10]
+    sudo .venv/bin/python bench/blocking.py --many 1000
 
 Each trial is one attacker in a network namespace of its own: a real hydra guesses root's password on a real sshd
 with PAM. Meanwhile the attacker knocks on a UDP port of the host, once a millisecond; each knock that gets through is
@@ -38,9 +39,12 @@ import services  # noqa: E402
 from appliance import RunningAppliance  # noqa: E402
 from lab import Lab, wait_until  # noqa: E402
 
+from kwsiem.response.decisions import Decision, Decisions  # noqa: E402
+
 FAIL2BAN = Path(os.environ.get("KWSIEM_TEST_PEERS", "/var/cache/kwsiem-test-peers")) / "fail2ban"
 KNOCK_PORT = 40_000
-SETTINGS = "blocking: {mode: 'on', allow: [203.0.113.77], aggregate: 0}\n"
+RESTORED = 100_000
+SETTINGS = "blocking: {mode: 'on', allow: [203.0.113.77], aggregate: 0, max_per_min: 1000000}\n"
 BOOT = time.CLOCK_BOOTTIME
 
 
@@ -189,12 +193,125 @@ def trial(lab: Lab, appliance: RunningAppliance, log: Log, name: str, folder: Pa
     }
 
 
+PROBE = """/*
+ * bench - Calls of lseek with a descriptor that nobody has: the offset is a source.
+ *
+ * sees:      lseek(777777, ADDRESS, 0)
+ * blind:     everything else
+ * overhead:  none to speak of
+ * needs:     tracepoint syscalls:sys_enter_lseek
+ * proven:    bench.event
+ *
+ * event 1 bench.event source.ip:ip
+ */
+tracepoint:syscalls:sys_enter_lseek
+/args->fd == 777777/
+{
+  print((1, ntop(2, (uint32)args->offset), nsecs));
+}
+interval:s:1
+{
+  print((0, nsecs));
+}
+"""
+RULE = """version: 1
+rules:
+  - id: many
+    title: Many
+    level: high
+    event: bench.event
+    detection: {some: {source.ip|cidr: 0.0.0.0/0}, condition: some}
+    correlation: {type: event_count, group-by: [source.ip], timespan: 1m, condition: {gte: 5}}
+    suppress: 5m
+    block: {field: source.ip, for: 10m}
+"""
+
+
+def many(lab: Lab, folder: Path, sources: int) -> None:
+    """So many sources cross the threshold at once; then the appliance starts again with all their blocks."""
+    (folder / "appliance" / "probes").mkdir()
+    (folder / "appliance" / "probes" / "bench.bt").write_text(PROBE)
+    with RunningAppliance(lab, folder / "appliance", rules=RULE, settings=SETTINGS) as appliance:
+        blocks(appliance, "arm", "--confirm-within", "1h")
+        blocks(appliance, "confirm")
+        began = time.perf_counter()
+        for _ in range(5):
+            for number in range(sources):
+                with contextlib.suppress(OSError):
+                    os.lseek(
+                        777777,
+                        int.from_bytes(
+                            bytes((198, 18 + number // 62500, number // 250 % 250, number % 250 + 1)),
+                            "little",
+                        ),
+                        0,
+                    )
+        raised_s = time.perf_counter() - began
+        wait_until(lambda: blocked_now(appliance) >= sources, 120, f"{sources} blocks", pause=0.005)
+        print(
+            f"{sources} sources cross the threshold in {raised_s:.2f} s: all blocked {time.perf_counter() - began:.2f} s after the first event"
+        )
+        os.kill(appliance.process.pid, 9)
+        appliance.process.wait()
+        lab.run(
+            "host",
+            ["sh", "-c", "iptables -t mangle -F; iptables -t mangle -X; ipset -X; nft flush ruleset"],
+            check=False,
+        )
+        fill(appliance.state.with_name("state-blocks") / "blocks.db", RESTORED)
+        old = len(appliance.log.read_text())
+        began = time.perf_counter()
+        appliance.start(ready=False)
+        wait_until(
+            lambda: "restored" in appliance.log.read_text()[old:], 120, "the blocks are back", pause=0.01
+        )
+        after_s = time.perf_counter() - began
+        lines = appliance.log.read_text()[old:].splitlines()
+        found = next(json.loads(line) for line in lines if "restored" in line)
+        print(
+            f"restored {found['blocks']} blocks in {found['took_s']} s, {after_s:.2f} s after the start of the process"
+        )
+        appliance.wait_ready()
+
+
+def fill(path: Path, count: int) -> None:
+    """So many decisions on disk, as if they had been made before."""
+    now_ns = time.time_ns()
+    decisions = Decisions(path)
+    decisions.put(
+        [
+            Decision(
+                network=f"10.{n // 65536}.{n // 256 % 256}.{n % 256}", since_ns=now_ns, until_ns=now_ns + 3600 * 10**9,
+                for_s=3600, mode="on", origin="rule", rule_id="many", alert_id="A", evidence="proven", reason="bench",
+            )
+            for n in range(count)
+        ]
+    )  # fmt: skip
+    decisions.close()
+
+
+def blocked_now(appliance: RunningAppliance) -> int:
+    return appliance.status()["blocking"]["counters"].get("blocked", 0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--trials", type=int, default=10, help="of each (default 10)")
+    parser.add_argument(
+        "--many",
+        type=int,
+        metavar="N",
+        help="instead: N sources cross the threshold at once, then a start with 100,000 blocks",
+    )
     options = parser.parse_args()
+    if options.many:
+        with tempfile.TemporaryDirectory(prefix="bench-blocking-") as text, Lab("host", "peer") as lab:
+            (Path(text) / "appliance").mkdir()
+            Path(text).chmod(0o755)
+            many(lab, Path(text), options.many)
+        return
     names = [f"a{n}" for n in range(2 * options.trials)]
     with tempfile.TemporaryDirectory(prefix="bench-blocking-") as text, Lab("host", *names) as lab:
         folder = Path(text)

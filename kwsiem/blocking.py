@@ -35,7 +35,7 @@ def make_blocker(settings: Settings, tell: Tell) -> Blocker:
     blocker = Blocker(
         blocking,
         guard,
-        Decisions(blocks_path(settings)),
+        Decisions(blocks_path(settings), blocking.widest_ipv4),
         firewall,
         tell,
         cut=cut,

@@ -17,7 +17,7 @@ from kwsiem.config import MAX_BLOCK_S, BlockingSettings
 from kwsiem.errors import KwsiemError
 from kwsiem.messages import BlockRequest
 from kwsiem.response.decisions import Decision, Decisions, host_subject
-from kwsiem.response.facts import Network, Protected, network_of, text_of
+from kwsiem.response.facts import Network, Protected, key_of, network_of, text_of
 from kwsiem.response.firewall import Entry, Firewall
 from kwsiem.response.guard import Guard, Request, Verdict, allowed_networks
 from kwsiem.response.names import Names
@@ -280,7 +280,7 @@ class Blocker:
             if wider == network or wider in found or self.decisions.covering(wider):
                 continue
             request = Request(wider, decision.evidence, spoofable=True)
-            if not self.guard.covers(wider) and self.guard.verdict(request).allowed:
+            if not self.guard.covers(key_of(wider)) and self.guard.verdict(request).allowed:
                 reason = f"{self.decisions.within(wider)} offenders in {wider}"
                 found[wider] = Decision(
                     network=str(wider), since_ns=now_ns, until_ns=decision.until_ns, for_s=decision.for_s,
@@ -439,9 +439,9 @@ class Blocker:
 
     def _release_protected(self) -> None:
         """Who is protected from now on must not stay blocked."""
-        wrong = [decision for decision in self.decisions if self.guard.covers(decision.net)]
+        wrong = [decision for decision in self.decisions if self.guard.covers(decision.key)]
         for decision in wrong:
-            hit = self.guard.covers(decision.net)
+            hit = self.guard.covers(decision.key)
             log.warning("%s is protected now (%s), released", decision.network, hit.rule if hit else "")
         self._release(wrong)
 
@@ -499,8 +499,11 @@ class Blocker:
         """Sets and rules, and every live decision with the time that is left; those of a dry run too."""
         firewall = self._firewall
         assert firewall
+        began_s = clock.monotonic_s()
         entries = self._entries()
         self._guarded(lambda: firewall.repair(entries))
+        took_s = round(clock.monotonic_s() - began_s, 3)
+        log.info("blocks restored", extra={"blocks": len(entries), "took_s": took_s})
 
     def _entries(self, since_ns: int = 0) -> list[Entry]:
         """Every live decision with the time that is left, but for those whose source is protected now."""
@@ -510,7 +513,7 @@ class Blocker:
             for d in self.decisions
             if d.mode == "on" and d.since_ns >= since_ns
         ]
-        return [Entry(d.network, left_s) for d, left_s in live if left_s and not self.guard.covers(d.net)]
+        return [Entry(d.network, left_s) for d, left_s in live if left_s and not self.guard.covers(d.key)]
 
     def _guarded(self, act: Callable[[], Any]) -> Any:
         """Do something to the firewall; None when it failed, which is remembered and told once."""

@@ -6,10 +6,10 @@ put another file in this one's place. Times are wall time (nanoseconds since 197
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +17,15 @@ from typing import Final
 
 import msgspec
 
-from kwsiem.response.facts import Network, network_of, text_of
+from kwsiem.response.facts import BITS, Key, Network, key_of, key_of_text, network_of, text_of
 
 log = logging.getLogger("kwsiem.blocks")
 
 MAX_DECISIONS: Final = 1_000_000
 MAX_OFFENDERS: Final = 1_000_000
+#: What one source has.
+SUBJECT_PREFIX: Final = {4: 32, 6: 64}
+_WIDEST_IPV4: Final = 24
 _SCHEMA: Final = """
 PRAGMA user_version = 1;
 CREATE TABLE IF NOT EXISTS decisions (
@@ -63,17 +66,24 @@ class Decision(msgspec.Struct, frozen=True):
         """The network as an object."""
         return network_of(self.network)
 
+    @property
+    def key(self) -> Key:
+        """The network as three numbers."""
+        return key_of_text(self.network)
+
 
 class Decisions:
     """All decisions, on disk and in memory; one thread.
 
-    A damaged file is moved aside and a new one begun: blocks are then lost, and end in the kernel by their
-    time-outs. Raises sqlite3.OperationalError when the folder cannot be written.
+    Subjects are counted in the networks around them, down to prefix length ``widest_ipv4``. A damaged file is
+    moved aside and a new one begun: blocks are then lost, and end in the kernel by their time-outs. Raises
+    sqlite3.OperationalError when the folder cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, widest_ipv4: int = _WIDEST_IPV4) -> None:
         self.path = path
-        self._live: dict[Network, Decision] = {}
+        self._counted: dict[int, Sequence[int]] = {4: range(widest_ipv4, 32), 6: (56, 48)}
+        self._live: dict[Key, Decision] = {}
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.parent.chmod(0o700)
         try:
@@ -100,22 +110,22 @@ class Decisions:
 
     def get(self, network: Network) -> Decision | None:
         """The decision about exactly this network."""
-        return self._live.get(network)
+        return self._live.get(key_of(network))
 
     def covering(self, network: Network) -> Decision | None:
         """The decision about this network or a wider one."""
-        found: Network = network
-        while True:
-            decision = self._live.get(found)
-            if decision or found.prefixlen == 0:
+        version, first, length = key_of(network)
+        bits = BITS[version]
+        for prefix in range(length, -1, -1):
+            decision = self._live.get((version, first >> (bits - prefix) << (bits - prefix), prefix))
+            if decision:
                 return decision
-            found = found.supernet()
+        return None
 
     def within(self, network: Network) -> int:
-        """How many decided subjects lie within a network."""
-        return (
-            self._counts.get(network, 0) if network.prefixlen >= self._least(network) else self._scan(network)
-        )
+        """How many decided subjects (IPv4 addresses, IPv6 /64) lie within a network of a counted length."""
+        version, first, length = key_of(network)
+        return self._counts.get((length, first >> (BITS[version] - length)), 0)
 
     def put(self, decisions: Sequence[Decision]) -> None:
         """Store decisions, in one transaction; the offences of their sources are counted."""
@@ -133,11 +143,11 @@ class Decisions:
 
     def remove(self, networks: Iterable[Network]) -> list[Decision]:
         """Forget decisions; gives those that were there."""
-        gone = [decision for network in networks if (decision := self._live.get(network))]
+        gone = [decision for network in networks if (decision := self._live.get(key_of(network)))]
         with self._transaction() as db:
             db.executemany("DELETE FROM decisions WHERE network = ?", [(d.network,) for d in gone])
         for decision in gone:
-            self._drop(decision.net)
+            self._drop(decision.key)
         return gone
 
     def ended(self, now_ns: int) -> list[Decision]:
@@ -191,46 +201,34 @@ class Decisions:
             self._db.close()
             raise
         self._live.clear()
-        self._counts: dict[Network, int] = {}
+        self._counts: Counter[tuple[int, int]] = Counter()
         for row in rows:
-            decision = Decision(*row)
             try:
-                decision.net  # noqa: B018 - whether it can be read
+                self._add(Decision(*row))
             except ValueError:
                 log.error("blocks: %r in %s is no network, passed over", row[0], self.path)
-                continue
-            self._add(decision)
-
-    @staticmethod
-    def _least(network: Network) -> int:
-        """The shortest prefix for which subjects are counted as they come."""
-        return 24 if network.version == 4 else 48
 
     def _add(self, decision: Decision) -> None:
-        network = decision.net
-        if network not in self._live:
-            self._count(network, 1)
-        self._live[network] = decision
+        key = decision.key
+        if key not in self._live:
+            self._count(key, 1)
+        self._live[key] = decision
 
-    def _drop(self, network: Network) -> None:
-        if self._live.pop(network, None):
-            self._count(network, -1)
+    def _drop(self, key: Key) -> None:
+        if self._live.pop(key, None):
+            self._count(key, -1)
 
-    def _count(self, network: Network, change: int) -> None:
-        """Count a subject (an IPv4 address, an IPv6 /64) in each network around it."""
-        if network.prefixlen != (32 if network.version == 4 else 64):
+    def _count(self, key: Key, change: int) -> None:
+        """Count a subject in each network around it that :func:`policy.widened` may ask for."""
+        version, first, length = key
+        if length != SUBJECT_PREFIX[version]:
             return
-        prefixes = range(24, 32) if network.version == 4 else (56, 48)
-        for prefix in prefixes:
-            wider: Network = network.supernet(new_prefix=prefix)
-            count = self._counts.get(wider, 0) + change
-            if count:
-                self._counts[wider] = count
-            else:
-                self._counts.pop(wider, None)
-
-    def _scan(self, network: Network) -> int:
-        return sum(network.version == other.version and _holds(network, other) for other in self._live)
+        bits = BITS[version]
+        for prefix in self._counted[version]:
+            around = (prefix, first >> (bits - prefix))
+            self._counts[around] += change
+            if not self._counts[around]:
+                del self._counts[around]
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -244,10 +242,6 @@ class Decisions:
             raise
 
 
-def _holds(wider: Network, narrower: Network) -> bool:
-    return wider.supernet_of(narrower)  # type: ignore[arg-type]
-
-
 def host_subject(network: Network) -> bool:
     """Whether a network is what one source has: an IPv4 address, an IPv6 /64."""
-    return network.prefixlen == (32 if isinstance(network, ipaddress.IPv4Network) else 64)
+    return network.prefixlen == SUBJECT_PREFIX[network.version]

@@ -13,6 +13,7 @@ import json
 import os
 import pwd
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,6 +23,8 @@ from typing import Any, Final, Union
 import msgspec
 
 Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
+Key = tuple[int, int, int]
+BITS: Final = {4: 32, 6: 128}
 
 _COMMAND_S: Final = 2.0
 _MAX_FILE: Final = 1 << 20
@@ -48,6 +51,25 @@ def network_of(text: str) -> Network:
         if mapped is not None:
             return ipaddress.IPv4Network((mapped, found.prefixlen - 96))
     return found
+
+
+def key_of(network: Network) -> Key:
+    """A network as three numbers: version, first address, prefix length."""
+    return network.version, int(network.network_address), network.prefixlen
+
+
+def key_of_text(text: str) -> Key:
+    """The key of a canonical text (:func:`text_of`), some ten times as fast as :func:`network_of`."""
+    address, _, prefix = text.partition("/")
+    family, version, bits = (socket.AF_INET6, 6, 128) if ":" in address else (socket.AF_INET, 4, 32)
+    try:
+        number = int.from_bytes(socket.inet_pton(family, address), "big")
+    except OSError:
+        raise ValueError(f"{text!r} is no address") from None
+    length = int(prefix) if prefix else bits
+    if not 0 <= length <= bits or number & ((1 << bits - length) - 1):
+        raise ValueError(f"{text!r} is no network")
+    return version, number, length
 
 
 def text_of(network: Network) -> str:

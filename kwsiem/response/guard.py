@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from kwsiem.response import facts
-from kwsiem.response.facts import Network, Protected, network_of
+from kwsiem.response.facts import BITS, Key, Network, Protected, key_of, network_of
 
 log = logging.getLogger("kwsiem.guard")
 
@@ -105,7 +105,7 @@ class Guard:
                 rule="too wide",
                 detail=f"/{network.prefixlen}, at most /{self._widest[network.version]}",
             )
-        hit = self._index.overlapping(network)
+        hit = self._index.overlapping(key_of(network))
         if hit:
             return Verdict(allowed=False, rule=hit.rule, detail=f"{hit.network} {hit.detail}")
         if request.evidence != "proven" and not (request.spoofable and self._spoofable_permitted):
@@ -113,9 +113,9 @@ class Guard:
             return Verdict(allowed=False, rule="spoofable", detail=why)
         return Verdict(allowed=True)
 
-    def covers(self, network: Network) -> Protected | None:
+    def covers(self, key: Key) -> Protected | None:
         """The protected network that overlaps this one, if any."""
-        return self._index.overlapping(network)
+        return self._index.overlapping(key)
 
     def _rebuild(self, before: Mapping[str, Sequence[Protected]]) -> bool:
         if before == self._found:
@@ -144,21 +144,30 @@ class Index:
             )
             for version in (4, 6)
         }
+        #: For each version the prefix lengths that there are, the shortest first.
+        self._prefixes = {
+            version: sorted(
+                ((prefix, same) for (v, prefix), same in self._by_prefix.items() if v == version),
+                key=lambda pair: pair[0],
+            )
+            for version in (4, 6)
+        }
         self._keys = {version: [start for start, _ in pairs] for version, pairs in self._starts.items()}
 
-    def overlapping(self, network: Network) -> Protected | None:
+    def overlapping(self, key: Key) -> Protected | None:
         """A network that contains this one or lies within it, the widest first."""
-        first = int(network.network_address)
-        for prefix in range(network.prefixlen + 1):
-            same = self._by_prefix.get((network.version, prefix))
-            if same:
-                hit = same.get(first >> (network.max_prefixlen - prefix) << (network.max_prefixlen - prefix))
-                if hit:
-                    return hit
-        keys = self._keys[network.version]
+        version, first, length = key
+        bits = BITS[version]
+        for prefix, same in self._prefixes[version]:
+            if prefix > length:
+                break
+            hit = same.get(first >> (bits - prefix) << (bits - prefix))
+            if hit:
+                return hit
+        keys = self._keys[version]
         at = bisect.bisect_left(keys, first)
-        if at < len(keys) and keys[at] <= int(network.broadcast_address):
-            return self._starts[network.version][at][1]
+        if at < len(keys) and keys[at] < first + (1 << bits - length):
+            return self._starts[version][at][1]
         return None
 
 

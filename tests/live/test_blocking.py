@@ -163,40 +163,56 @@ def test_a_scan_alone_blocks_nobody(lab, host):
     assert reaches(lab, "nmap", target(lab, "nmap"))
 
 
+def resolvers():
+    """Name servers that this machine really asks, as the guard must know them."""
+    words = [line.split() for line in Path("/etc/resolv.conf").read_text().splitlines()]
+    return [
+        w[1]
+        for w in words
+        if w[:1] == ["nameserver"] and w[1].count(".") == 3 and not w[1].startswith("127.")
+    ]
+
+
+def forge(lab, source):
+    """A scan of 40 ports in somebody else's name."""
+    argv = ["hping3", "-q", "-c", "40", "-i", "u2000", "-S", "-p", "++20", "-a", source, target(lab, "hping")]
+    lab.run("hping", argv, check=False)
+
+
 def test_forged_syns_block_nobody_that_is_protected_though_a_rule_wants_it(lab, host):
-    """hping3 in the names of gateway, host, allow list and loopback, with a rule that blocks every SYN."""
+    """hping3 in the names of gateway, resolver, administrator, host and allow list: with every shipped rule, and
+    with a rule that blocks whoever sends a single SYN.
+    """
+    argv = services.ssh_argv(host.folder / "user_key", target(lab, "friend"), "echo up; sleep 120")
+    admin = lab.popen("friend", argv, stdout=subprocess.PIPE, text=True)
+    assert admin.stdout.readline() == "up\n"
+    protected = {
+        lab.ip4("gateway"): "gateway",
+        target(lab, "hping"): "own address",
+        "203.0.113.77": "allow list",
+        lab.ip4("friend"): "administrator session",
+        **dict.fromkeys(resolvers(), "resolver"),
+    }
+    for source in protected:
+        forge(lab, source)
+    host.wait_alert("tcp-port-scan", lab.ip4("friend"))
+    assert blocked(host) == set(), "no shipped rule blocks for SYNs"
     rules = host.rules.read_text()
     host.rules.write_text(rules + HARM)
     try:
         wait_until(lambda: takes_rules(host), 30, "the harmful rule runs")
-        for forged in (lab.ip4("gateway"), target(lab, "hping"), "203.0.113.77", "198.18.77.7"):
-            argv = [
-                "hping3",
-                "-q",
-                "-c",
-                "10",
-                "-i",
-                "u2000",
-                "-S",
-                "-p",
-                "22",
-                "-a",
-                forged,
-                target(lab, "hping"),
-            ]
-            lab.run("hping", argv, check=False)
+        for source in (*protected, "198.18.77.7"):
+            forge(lab, source)
         wait_until(
             lambda: "198.18.77.7" in blocked(host), 20, "the innocent third party shows that the rule works"
         )
-        assert not blocked(host) & {lab.ip4("gateway"), target(lab, "hping"), "203.0.113.77"}
+        assert not blocked(host) & protected.keys()
         assert reaches(lab, "gateway", target(lab, "gateway"))
-        for address, rule in (
-            (lab.ip4("gateway"), "gateway"),
-            (target(lab, "hping"), "own address"),
-            ("203.0.113.77", "allow list"),
-        ):
+        for address, rule in protected.items():
             assert blocks(host, "explain", address, code=1)["proven"]["rule"] == rule
+        assert admin.poll() is None, "the administrator's session goes on"
     finally:
+        lab.stop(admin)
         host.rules.write_text(rules)
         wait_until(lambda: takes_rules(host), 30, "the rule is gone")
         for network in blocked(host):

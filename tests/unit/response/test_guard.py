@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kwsiem.response.facts import RESERVED, Protected, network_of
+from kwsiem.response.facts import RESERVED, Protected, key_of, key_of_text, network_of, text_of
 from kwsiem.response.guard import Guard, Index, Request, allowed_networks
 
 
@@ -117,8 +117,19 @@ NETWORKS = st.one_of(
 
 @given(st.lists(NETWORKS, max_size=20), NETWORKS)
 def test_the_index_finds_an_overlap_exactly_when_there_is_one(entries, asked):
-    found = Index(Protected(entry, "x", "") for entry in entries).overlapping(asked)
+    found = Index(Protected(entry, "x", "") for entry in entries).overlapping(key_of(asked))
     wanted = any(entry.version == asked.version and entry.overlaps(asked) for entry in entries)
     assert (found is not None) is wanted
     if found:
         assert found.network.overlaps(asked)
+
+
+@given(NETWORKS)
+def test_the_key_of_a_text_is_that_of_its_network(network):
+    assert key_of_text(text_of(network)) == key_of(network)
+
+
+@pytest.mark.parametrize("text", ["192.0.2.7/24", "x", "", "1.2.3", "::/129", "1.2.3.4/-1", "fe80::1%eth0"])
+def test_a_text_that_is_no_network_has_no_key(text):
+    with pytest.raises(ValueError, match=r"."):
+        key_of_text(text)
