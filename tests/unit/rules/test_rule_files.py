@@ -7,6 +7,7 @@ import subprocess
 import threading
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -322,6 +323,7 @@ def running(main, monkeypatch):
     monkeypatch.setattr(sensor, "check_host", lambda _: (0, 17, 0))
     made = Sensor(resolve(Settings(host="h", rules=str(main), probes=(str(PROBES),), user="nobody")))
     monkeypatch.setattr(made.supervisor, "attach_all", lambda: None)
+    made.blocker = SimpleNamespace(status=lambda: {"mode": "off"})
     made._first_rules()
     yield made
     for _, fd in made._offers:
