@@ -323,7 +323,15 @@ def running(main, monkeypatch):
     monkeypatch.setattr(sensor, "check_host", lambda _: (0, 17, 0))
     made = Sensor(resolve(Settings(host="h", rules=str(main), probes=(str(PROBES),), user="nobody")))
     monkeypatch.setattr(made.supervisor, "attach_all", lambda: None)
-    made.blocker = SimpleNamespace(status=lambda: {"mode": "off"})
+    made.blocker = SimpleNamespace(
+        status=lambda: {
+            "mode": "off",
+            "confirm_in_s": None,
+            "blocks": 0,
+            "counters": {},
+            "firewall_error": "",
+        }
+    )
     made._first_rules()
     yield made
     for _, fd in made._offers:
