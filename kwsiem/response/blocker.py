@@ -34,6 +34,8 @@ SESSIONS_S: Final = 0.2
 ROUTES_S: Final = 60.0
 DAMAGE_S: Final = 0.5
 FORGET_S: Final = 3600.0
+#: Above the rate a /24 with two offenders is blocked: so many others for each of them at most.
+MOST_COLLATERAL: Final = 127
 #: So long a repair may hold up the loop at a time.
 WORK_S: Final = 0.02
 #: So many repairs within so long are a quarrel with another program: the next look comes later.
@@ -237,8 +239,12 @@ class Blocker:
             self._refuse(message, verdict)
             return None
         if not self._within_rate():
-            self._refuse(message, Verdict(allowed=False, rule="rate", detail=self._throttled()))
-            return None
+            reason = self._throttled()
+            wider = self._instead(network)
+            if wider is None:
+                self._refuse(message, Verdict(allowed=False, rule="rate", detail=reason))
+                return None
+            network = wider
         offences = self.decisions.offences(network, now_ns - self.settings.forget_s * clock.NS_PER_S)
         for_s = min(MAX_BLOCK_S, escalated_s(message.for_s, offences, self.settings.escalation_s))
         return Decision(
@@ -254,6 +260,19 @@ class Blocker:
             reason=message.reason[:_MAX_TEXT],
             offences=offences + 1,
         )
+
+    def _instead(self, network: Network) -> Network | None:
+        """Above the rate: a network of the source in which others are blocked, if the guard lets it."""
+        wider = widened(
+            network,
+            lambda around: self.decisions.within(around) + 1,
+            aggregate=2,
+            collateral=MOST_COLLATERAL,
+            widest=self.settings.widest_ipv4 if network.version == 4 else self.settings.widest_ipv6,
+        )
+        if wider == network or self.decisions.covering(wider) or self.guard.covers(key_of(wider)):
+            return None
+        return wider
 
     def _first_allowed(self, message: BlockRequest, address: Network) -> tuple[Verdict, Network]:
         """The verdict about a source's own network; if that holds somebody protected, its address."""

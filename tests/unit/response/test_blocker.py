@@ -140,6 +140,17 @@ def test_too_many_blocks_a_minute_are_held_and_told_once(host):
     assert "198.51.99.1" in host.firewall.entries
 
 
+def test_above_the_rate_a_network_with_several_offenders_is_blocked_instead(host):
+    host.start(max_per_min=2, aggregate=0)
+    host.ask("198.51.100.1")
+    host.ask("203.0.113.1")
+    host.ask("198.51.100.9", "192.0.2.9", "203.0.114.9")
+    assert set(host.firewall.entries) == {"198.51.100.1", "203.0.113.1", "198.51.100.0/24"}
+    assert host.actions().count("refused") == 2, (
+        "no other offender in the one network, the gateway in the other"
+    )
+
+
 def test_after_a_restart_the_blocks_are_back_with_the_time_that_is_left(host):
     host.start()
     host.ask(OFFENDER)
