@@ -34,9 +34,9 @@ class BlockingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     permits rules that want blocks on evidence that can be forged. ``firewall`` chooses what drops packets;
     ``cut_answers`` drops answers to our own connections too. Above ``max_per_min`` blocks a minute networks
     with several offenders are blocked instead, or nothing is. ``escalation_s`` are the times of the second,
-    third … block of one source; an offender without one for ``forget_s`` begins anew. A network is blocked in
-    place of its addresses when it holds at least ``aggregate`` offenders (0: never) and at most ``collateral``
-    others for each of them.
+    third … block of one source; an offender without one for ``forget_s`` begins anew. A network is blocked
+    in place of its addresses when it holds at least ``aggregate`` offenders (0: never) and at most
+    ``collateral`` others for each of them.
     """
 
     mode: Literal["off", "dry-run", "on"] = "dry-run"

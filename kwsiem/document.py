@@ -304,12 +304,12 @@ def _own_facts(alert: Alert, identifier: str, limit: int) -> dict[str, Any]:
 
 
 def _block(alert: Alert) -> dict[str, Any]:
-    """What the rule asks to block, and that this version has no firewall to do it with."""
+    """What the rule asks to block. The guard's answer comes after the alert: an event ``block.decision``."""
     address = _ip(alert.block.get("value"))
     if address is None:
         return {}
     for_s = alert.block.get("for_s")
-    return {"value": address, "for_s": for_s if type(for_s) is int else 0, "decision": "off"}
+    return {"value": address, "for_s": for_s if type(for_s) is int else 0, "decision": "requested"}
 
 
 def _ends(evidence: list[dict[str, Any]]) -> list[dict[str, Any]]:

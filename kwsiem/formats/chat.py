@@ -341,6 +341,8 @@ def _block(document: Mapping[str, Any]) -> str:
     decision = block.get("decision")
     if isinstance(decision, str) and decision in ACTIONS:
         became = ACTIONS[decision].word.replace("_", " ")
+    elif decision == "requested":
+        became = "asked for"
     else:
         became = f"not blocked ({_safe(decision or 'undecided', _MAX_NAME)})"
     return f"{_safe(block['value'], _MAX_NAME)} for {_duration(for_s)}: {became}"

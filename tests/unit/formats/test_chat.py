@@ -129,7 +129,7 @@ def test_a_closed_incident_says_how_long_and_how_many(close):
     message = telegram(close)
     assert message.startswith("✅ <b>HIGH: TCP port scan</b>")
     assert "closed after 4 min, 312 events" in message
-    assert "198.51.100.7 for 10 min: not blocked (off)" in message
+    assert "198.51.100.7 for 10 min: asked for" in message
     put(close, "kwsiem.alert.block.decision", "blocked")
     assert "198.51.100.7 for 10 min: blocked" in telegram(close)
     assert mail(close)[0].startswith("Re: [kwsiem] HIGH")
