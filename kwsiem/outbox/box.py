@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 from kwsiem import failpoint
 from kwsiem.alert import URGENT_SEVERITY
 from kwsiem.clock import NS_PER_S, boot_ns, monotonic_s
+from kwsiem.database import transaction
 from kwsiem.outbox import frame, tables
 from kwsiem.outbox.file import connect, connect_to_read, is_corrupt, recent, used_bytes
 from kwsiem.outbox.held import AHEAD_MOST, Held, letter_frame
@@ -28,7 +29,7 @@ from kwsiem.outbox.salvage import (
     suffixed,
     swap,
 )
-from kwsiem.outbox.tables import Account, Item, Ledger, Letter, Stored, Totals, transaction
+from kwsiem.outbox.tables import Account, Item, Ledger, Letter, Stored, Totals
 
 log = logging.getLogger("kwsiem.outbox")
 

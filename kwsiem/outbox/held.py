@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from kwsiem.database import transaction
 from kwsiem.outbox import frame, tables
 from kwsiem.outbox.tables import Item
 
@@ -33,7 +34,7 @@ class Held:
         self.db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         try:
             self.db.executescript(tables.SCHEMA)
-            with tables.transaction(self.db) as db:
+            with transaction(self.db) as db:
                 for table, marks in (("accounts", "?, ?"), ("ahead", "?, ?, ?, ?")):
                     rows = disk.execute(f"SELECT * FROM {table}")  # noqa: S608
                     db.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)  # noqa: S608
@@ -59,7 +60,7 @@ class Held:
             for item in items
             if disk.execute("SELECT 1 FROM alerts WHERE id = ?", (item.id,)).fetchone()
         }
-        with tables.transaction(self.db) as db:
+        with transaction(self.db) as db:
             _, new = tables.insert(db, [item for item in items if item.id not in known])
             if known:
                 totals = tables.totals_of(db)
@@ -101,7 +102,7 @@ class Held:
 
     def write_to(self, disk: sqlite3.Connection) -> None:
         """Bring everything to disk, all or nothing; raises sqlite3.OperationalError when it does not fit."""
-        with tables.transaction(disk) as db:
+        with transaction(disk) as db:
             totals = tables.totals_of(self.db)
             before = tables.totals_of(db)
             totals.revision = max(totals.revision, before.revision)

@@ -8,8 +8,7 @@ it is settled, in ``ahead``; and ``raised = delivered + waiting + dead + dropped
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 from zlib import crc32
 
@@ -155,19 +154,6 @@ class Totals(msgspec.Struct, array_like=True):
     revision: int = 0
     duplicates: int = 0
     repaired: int = 0
-
-
-@contextmanager
-def transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    """All or nothing, committed at the end of the block."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield db
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
 
 
 # accounts ---------------------------------------------------------------------------------------------

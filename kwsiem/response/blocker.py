@@ -268,11 +268,14 @@ class Blocker:
             lambda around: self.decisions.within(around) + 1,
             aggregate=2,
             collateral=MOST_COLLATERAL,
-            widest=self.settings.widest_ipv4 if network.version == 4 else self.settings.widest_ipv6,
+            widest=self._widest(network),
         )
         if wider == network or self.decisions.covering(wider) or self.guard.covers(key_of(wider)):
             return None
         return wider
+
+    def _widest(self, network: Network) -> int:
+        return self.settings.widest_ipv4 if network.version == 4 else self.settings.widest_ipv6
 
     def _first_allowed(self, message: BlockRequest, address: Network) -> tuple[Verdict, Network]:
         """The verdict about a source's own network; if that holds somebody protected, its address."""
@@ -294,12 +297,12 @@ class Blocker:
                 self.decisions.within,
                 aggregate=self.settings.aggregate,
                 collateral=self.settings.collateral,
-                widest=self.settings.widest_ipv4 if network.version == 4 else self.settings.widest_ipv6,
+                widest=self._widest(network),
             )
             if wider == network or wider in found or self.decisions.covering(wider):
                 continue
             request = Request(wider, decision.evidence, spoofable=True)
-            if not self.guard.covers(key_of(wider)) and self.guard.verdict(request).allowed:
+            if self.guard.verdict(request).allowed:
                 reason = f"{self.decisions.within(wider)} offenders in {wider}"
                 found[wider] = Decision(
                     network=str(wider), since_ns=now_ns, until_ns=decision.until_ns, for_s=decision.for_s,
@@ -458,11 +461,11 @@ class Blocker:
 
     def _release_protected(self) -> None:
         """Who is protected from now on must not stay blocked."""
-        wrong = [decision for decision in self.decisions if self.guard.covers(decision.key)]
-        for decision in wrong:
-            hit = self.guard.covers(decision.key)
-            log.warning("%s is protected now (%s), released", decision.network, hit.rule if hit else "")
-        self._release(wrong)
+        found = [(decision, self.guard.covers(decision.key)) for decision in self.decisions]
+        for decision, hit in found:
+            if hit:
+                log.warning("%s is protected now (%s), released", decision.network, hit.rule)
+        self._release([decision for decision, hit in found if hit])
 
     def _release(self, decisions: Sequence[Decision]) -> None:
         if not decisions:

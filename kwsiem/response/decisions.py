@@ -11,12 +11,12 @@ import os
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from kwsiem.database import transaction
 from kwsiem.response.facts import BITS, Key, Network, key_of, key_of_text, network_of, text_of
 
 log = logging.getLogger("kwsiem.blocks")
@@ -129,7 +129,7 @@ class Decisions:
 
     def put(self, decisions: Sequence[Decision]) -> None:
         """Store decisions, in one transaction; the offences of their sources are counted."""
-        with self._transaction() as db:
+        with transaction(self._db) as db:
             db.executemany(
                 "INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [msgspec.structs.astuple(decision) for decision in decisions],
@@ -144,7 +144,7 @@ class Decisions:
     def remove(self, networks: Iterable[Network]) -> list[Decision]:
         """Forget decisions; gives those that were there."""
         gone = [decision for network in networks if (decision := self._live.get(key_of(network)))]
-        with self._transaction() as db:
+        with transaction(self._db) as db:
             db.executemany("DELETE FROM decisions WHERE network = ?", [(d.network,) for d in gone])
         for decision in gone:
             self._drop(decision.key)
@@ -166,7 +166,7 @@ class Decisions:
 
     def forget_offenders(self, before_ns: int) -> None:
         """Forget who has not offended since, and the oldest beyond MAX_OFFENDERS."""
-        with self._transaction() as db:
+        with transaction(self._db) as db:
             db.execute("DELETE FROM offenders WHERE last_ns < ?", (before_ns,))
             (count,) = db.execute("SELECT count(*) FROM offenders").fetchone()
             if count > MAX_OFFENDERS:
@@ -178,13 +178,13 @@ class Decisions:
 
     def fact(self, name: str) -> str:
         """A fact that must outlive a restart (``armed``), empty when it was never set."""
-        row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
-        return str(row[0]) if row else ""
+        return self._facts.get(name, "")
 
     def set_fact(self, name: str, value: str) -> None:
         """Remember a fact."""
-        with self._transaction() as db:
+        with transaction(self._db) as db:
             db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+        self._facts[name] = value
 
     # -- inside --------------------------------------------------------------------------------------
 
@@ -196,6 +196,7 @@ class Decisions:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.executescript(_SCHEMA)
+            self._facts: dict[str, str] = dict(self._db.execute("SELECT name, value FROM facts").fetchall())
             rows = self._db.execute("SELECT * FROM decisions LIMIT ?", (MAX_DECISIONS,)).fetchall()
         except sqlite3.DatabaseError:
             self._db.close()
@@ -229,17 +230,6 @@ class Decisions:
             self._counts[around] += change
             if not self._counts[around]:
                 del self._counts[around]
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield self._db
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
 
 
 def host_subject(network: Network) -> bool:

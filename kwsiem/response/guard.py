@@ -7,7 +7,6 @@ A source of facts that cannot be read keeps what it said last, and is told in ``
 from __future__ import annotations
 
 import bisect
-import ipaddress
 import logging
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -181,8 +180,3 @@ def allowed_networks(entries: Iterable[str]) -> tuple[list[Protected], list[str]
         except ValueError:
             names.append(entry)
     return networks, names
-
-
-def host_of(address: str) -> Network:
-    """A single address as a network; raises ValueError."""
-    return network_of(str(ipaddress.ip_address(address)))

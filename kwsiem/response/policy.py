@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from kwsiem.response.facts import Network
 
@@ -66,11 +66,3 @@ def _widened_ipv6(network: ipaddress.IPv6Network, blocked: Callable[[Network], i
 def seconds_left(until_ns: int, for_s: int, now_ns: int) -> int:
     """Whole seconds until a block ends; never more than it was for, should the clock have gone back."""
     return max(0, min(for_s, -((now_ns - until_ns) // 1_000_000_000)))
-
-
-def covering(network: Network, others: Iterable[Network]) -> Network | None:
-    """The one among others that contains this network, if any."""
-    for other in others:
-        if other.version == network.version and other.supernet_of(network):  # type: ignore[arg-type]
-            return other
-    return None
