@@ -48,13 +48,13 @@ def settle(probes: dict[str, RunningProbe]) -> None:
 
 @pytest.fixture(scope="module")
 def watched():
-    """net_tcp on all versions, after all the traffic of this module's cases."""
+    """net on all versions, after all the traffic of this module's cases."""
     with Lab("host", "peer") as lab:
         for name in ("box1", "box2", "away"):
             lab.add(name)
         ends = lab.bridge("host", "br0", "box1", "box2")
         prepare(lab)
-        probes = watched_by_all(lab, "net_tcp")
+        probes = watched_by_all(lab, "net")
         odd_frames(lab)
         ordinary_connections(lab)
         devices(lab, ends)

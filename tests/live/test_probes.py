@@ -57,6 +57,7 @@ class RunningProbe:
         self.version = (*number, 0)[:3]
         values = {
             "netns": str(lab.inode("host")),
+            "seed": "1234567",
             **dict(zip(("pam_module", "pam_function"), module or pam_target(), strict=True)),
         }
         arguments = [values[name] for name in self.spec.arguments]
@@ -98,13 +99,13 @@ class RunningProbe:
 
 @pytest.fixture(scope="module", params=list(VERSIONS))
 def net(request):
-    """net_tcp in a namespace with a peer, a bridge with two containers, and a namespace of others."""
+    """net in a namespace with a peer, a bridge with two containers, and a namespace of others."""
     with Lab("host", "peer") as lab:
         for name in ("box1", "box2", "other1", "other2"):
             lab.add(name)
         ends = lab.bridge("host", "br0", "box1", "box2")
         lab.link("other1", "other2")
-        probe = RunningProbe(lab, "net_tcp", request.param)
+        probe = RunningProbe(lab, "net", request.param)
         yield lab, probe, ends
         probe.stop()
 
