@@ -15,7 +15,7 @@ import msgspec
 from kwsiem.event import HEARTBEAT_KIND, HEARTBEAT_NUMBER, TEXT_TYPES, Event, EventKind, event_class
 from kwsiem.messages import ProbeKinds
 
-#: A longer line is dropped and counted; the longest legal record is below (a map of 8,192 keys at the end: 350 kB).
+#: A longer line is dropped and counted; the longest legal record is a map of 8,192 keys: 350 kB.
 MAX_LINE_BYTES: Final = 512 * 1024
 
 #: Records that bpftrace writes by itself: at start, and every map at its end. They say nothing to us.

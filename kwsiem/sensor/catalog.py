@@ -47,9 +47,8 @@ from kwsiem.event import (
 )
 
 MAX_PROBE_BYTES: Final = 256 * 1024
-#: ``netns``: inode of the sensor's network namespace. ``seed``: a number that nobody else knows, for hashes, new
-#: each time the probe starts. ``pam_module`` and ``pam_function``: see
-#: :func:`pam_target`.
+#: ``netns``: inode of the sensor's network namespace. ``seed``: a number that nobody else knows, for hashes,
+#: new each time the probe starts. ``pam_module`` and ``pam_function``: see :func:`pam_target`.
 ARGUMENTS: Final = ("netns", "seed", "pam_module", "pam_function")
 #: Settings with their bounds; bpftrace before 0.21 refuses strings above 200 bytes.
 SETTINGS: Final[Mapping[str, tuple[int, int]]] = {
