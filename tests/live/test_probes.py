@@ -14,7 +14,7 @@ from appliance import listen
 from lab import Lab, clean_environment, wait_until
 
 from kwsiem.decode import LineDecoder
-from kwsiem.event import as_ip
+from kwsiem.derive import as_ip
 from kwsiem.messages import ProbeKinds
 from kwsiem.sensor.catalog import lint_probe, pam_target, read_probe
 from kwsiem.sensor.child import environment
