@@ -237,7 +237,8 @@ class _HeaderReader:
             raise ProbeError(f"{where}: event {name}: {error}") from None
         if unusable := _unusable_field([f.name for f in parsed if not f.derived_from]):
             raise ProbeError(f"{where}: event {name}: {unusable}")
-        self._spec.kinds[kind_number] = EventKind(name, parsed)
+        proof = OWN_KINDS[name].proof if name in OWN_KINDS else None
+        self._spec.kinds[kind_number] = EventKind(name, parsed, proof=proof)
         self._key, self._number = "event", kind_number
 
     def _value(self, number: int, key: str, value: str) -> None:

@@ -31,7 +31,7 @@ from frames import (
 from lab import Lab, wait_until
 from test_probes import PAM, VERSIONS, RunningProbe, in_root, knock
 
-from kwsiem.event import as_ip
+from kwsiem.derive import as_ip
 from kwsiem.sensor.catalog import pam_target
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]

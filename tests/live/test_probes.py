@@ -15,7 +15,8 @@ from appliance import listen
 from lab import Lab, clean_environment, wait_until
 
 from kwsiem.decode import LineDecoder
-from kwsiem.event import as_ip, event_fields
+from kwsiem.derive import as_ip
+from kwsiem.event import event_fields
 from kwsiem.messages import ProbeKinds
 from kwsiem.sensor.catalog import lint_probe, pam_target, read_probe
 from kwsiem.sensor.child import environment
