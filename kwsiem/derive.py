@@ -78,8 +78,7 @@ FLOW_KINDS: Final[Mapping[int, str]] = {
     4: "icmp.echo",
     5: "dns.query",
     6: "http.request",
-    7: "tcp.refused",
-    8: "tcp.open",
+    9: "ip.probe",
 }
 LOOPBACK: Final = "lo"
 _METHOD: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}", re.ASCII)
@@ -160,11 +159,14 @@ class Question(NamedTuple):
 def question(wire: str) -> Question:
     """The parts of a name as on the wire, each character of ``wire`` one byte.
 
-    A label that is cut short is taken as far as it goes, and then the registered domain is unknown and
-    everything counts as subdomain. A compression pointer ends the name. Letters are lower case; bytes that
+    Of a long name the probe gives the end, which may begin within a label: what is there of it counts. A
+    label that is cut at its own end is taken as far as it goes, and then the registered domain is unknown
+    and everything counts as subdomain. A compression pointer ends the name. Letters are lower case; bytes that
     are no visible ASCII, dots and backslashes within a label are written ``\\xNN``.
     """
     labels, whole = _labels(wire)
+    if not whole:
+        labels, whole = _end_of_name(wire) or (labels, whole)
     texts = [_label_text(label) for label in labels]
     kept = 0
     if whole and len(texts) >= 2:
@@ -196,6 +198,21 @@ def _labels(wire: str) -> tuple[list[str], bool]:
         labels.append(label)
         position += 1 + length
     return labels, bool(labels)  # text that str() printed ends before the zero
+
+
+def _end_of_name(wire: str) -> tuple[list[str], bool] | None:
+    """The labels of a name whose beginning is missing: a chain that leads from some byte to the final zero.
+
+    A digit can pass for a length. Of several chains the one with the most labels counts, the shortest of
+    those, so that none swallows the registered domain.
+    """
+    best: list[str] = []
+    for start in range(1, min(len(wire) - 1, MAX_LABEL + 1)):
+        labels, whole = _labels(wire[start:])
+        reached = start + sum(map(len, labels)) + len(labels) + 1
+        if whole and reached == len(wire) and len(labels) + 1 >= len(best):
+            best = [wire[:start], *labels]
+    return (best, True) if best else None
 
 
 def _label_text(label: str) -> str:

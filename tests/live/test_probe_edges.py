@@ -29,7 +29,7 @@ from frames import (
     vlan,
 )
 from lab import Lab, wait_until
-from test_probes import PAM, VERSIONS, RunningProbe, in_root, knock
+from test_probes import PAM, VERSIONS, RunningProbe, in_root, knock, settle
 
 from kwsiem.derive import as_ip
 from kwsiem.sensor.catalog import pam_target
@@ -39,11 +39,6 @@ pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
 
 def watched_by_all(lab: Lab, name: str) -> dict[str, RunningProbe]:
     return {version: RunningProbe(lab, name, version) for version in VERSIONS}
-
-
-def settle(probes: dict[str, RunningProbe]) -> None:
-    for probe in probes.values():
-        probe.settle()
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +53,10 @@ def watched():
         odd_frames(lab)
         ordinary_connections(lab)
         devices(lab, ends)
-        settle(probes)
+        settle(list(probes.values()))
         before = {version: len(probe.events) for version, probe in probes.items()}
         sent = flood(lab)
-        settle(probes)
+        settle(list(probes.values()))
         yield lab, probes, ends, before, sent
         for probe in probes.values():
             probe.stop()

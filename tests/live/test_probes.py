@@ -85,8 +85,7 @@ class RunningProbe:
 
     def settle(self) -> None:
         """Until all that was printed before now has been read: two heartbeats later."""
-        target = self.heartbeats + 2
-        wait_until(lambda: self.heartbeats >= target, 10, "heartbeats")
+        settle([self])
 
     def seen(self, kind: str, **wanted: object) -> list:
         return [
@@ -114,9 +113,11 @@ def net():
 
 
 def settle(probes: list[RunningProbe]) -> None:
-    """Until all have told what they saw until now."""
-    for probe in probes:
-        probe.settle()
+    """Until all have told what they saw until now: two heartbeats of each."""
+    targets = [probe.heartbeats + 2 for probe in probes]
+    wait_until(
+        lambda: all(probe.heartbeats >= target for probe, target in zip(probes, targets, strict=True)), 10
+    )
 
 
 def knock(lab: Lab, name: str, address: str, *ports: int) -> list[int]:

@@ -55,6 +55,12 @@ def wire(*labels: bytes) -> str:
         ("", "", ""),
         (wire(b"a", b"example", b"com")[:-1], "example.com", "a"),  # str() leaves out the zero
         (wire(b"abc", b"example", b"com")[:-3], "", "abc.example.c"),  # cut in the last label
+        (
+            wire(b"k" * 63, b"t", b"example", b"com")[20:],
+            "example.com",
+            "k" * 44 + ".t",
+        ),  # the end of a long one
+        (wire(b"0" * 63, b"example", b"com")[20:], "example.com", "0" * 44),  # a digit is a length, too
         ("\x03abc\xc0\x0c", "", "abc"),  # a compression pointer
         (wire(b"a.b", b"c\\\x00\xff d", b"example", b"com"), "example.com", "a\\x2eb.c\\x5c\\x00\\xff\\x20d"),
     ],
