@@ -161,8 +161,8 @@ def question(wire: str) -> Question:
 
     Of a long name the probe gives the end, which may begin within a label: what is there of it counts. A
     label that is cut at its own end is taken as far as it goes, and then the registered domain is unknown
-    and everything counts as subdomain. A compression pointer ends the name. Letters are lower case; bytes that
-    are no visible ASCII, dots and backslashes within a label are written ``\\xNN``.
+    and everything counts as subdomain. A compression pointer ends the name. Letters are lower case; bytes
+    that are no visible ASCII, dots and backslashes within a label are written ``\\xNN``.
     """
     labels, whole = _labels(wire)
     if not whole:
