@@ -113,6 +113,7 @@ class SequentialTest(Window):
             state = self._place(key, name, steps)
             if state is None:
                 return
+            self._young[key] = state  # it has its place whatever becomes of this contact
         entry = self._entry(key, state, name, ts_ns)
         if entry is not None:
             if not entry & _CODE and steps != _ATTEMPT:

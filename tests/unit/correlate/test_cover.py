@@ -138,6 +138,18 @@ def test_a_run_that_was_cut_says_the_same(cut):
     assert run.engine.counters()["covered"] == 2
 
 
+def test_what_has_just_closed_is_kept_in_a_snapshot():
+    parts = (
+        rule("fast", 5, span="3s", suppress="1s"),
+        rule("exact", 5, "fast", op="eq", span="10s", suppress="1s"),
+    )
+    run = Run(*parts).scan(100, range(1, 6), batch=100)
+    run.scan(101.9, (7,))  # too late for the incident: it closes, and the other is not yet decided
+    run.start(run.engine.save())
+    assert run.said() == ["fast"]
+    assert run.engine.counters()["covered"] == 1
+
+
 def test_new_rules_are_joined_and_keep_their_state():
     run = Run(rule("fast", 5, span="3s"), rule("slow", 6))
     run.scan(100, range(1, 6))
@@ -150,7 +162,7 @@ def test_many_rules_with_one_equality_do_not_change_the_order():
     def narrow(name, *covers):
         return rule(name, 1, *covers).replace("destination.port|gt: 0", "destination.port: 22")
 
-    parts = [narrow("z", *(f"r{n}" for n in range(6))), *(narrow(f"r{n}") for n in range(6))]
+    parts = [rule("z", 1, *(f"r{n}" for n in range(6))), *(narrow(f"r{n}") for n in range(6))]
     assert Run(*parts).scan(100, (22,)).said() == [f"r{n}" for n in range(6)]
 
 
