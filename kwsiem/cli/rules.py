@@ -24,10 +24,10 @@ from kwsiem.cli.common import (
     paint,
     plain,
     print_json,
-    rules_of,
     settings_of,
     table,
 )
+from kwsiem.cli.ruleset import rules_of
 from kwsiem.errors import EXIT_CHECK_FAILED, EXIT_GOOD, EXIT_USAGE
 from kwsiem.rules.duration import format_duration
 from kwsiem.rules.explain import fires, looks_at, sentence, step_lines
