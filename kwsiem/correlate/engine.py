@@ -11,7 +11,7 @@ from kwsiem.correlate.codegen import Handler, make_handler
 from kwsiem.correlate.incident import Incidents
 from kwsiem.correlate.kinds import make_state, make_window
 from kwsiem.correlate.retract import Journal, Retractions
-from kwsiem.correlate.settled import Settled, State
+from kwsiem.correlate.settled import Settled, State, concerns
 from kwsiem.correlate.snapshot import Restore, restore_states, save_states
 from kwsiem.correlate.window import Window
 from kwsiem.event import Event
@@ -96,7 +96,7 @@ class Engine:
 
     def _handler(self, cls: type[Event], states: list[State]) -> Handler:
         kind = cls.KIND
-        looking = [state for state in states if kind.name in state.rule.events]
+        looking = [state for state in states if concerns(state, kind.name)]
         handler = make_handler(cls, looking, offset=lambda: self._offset_ns)
         if kind.name in self._retractions:
             undo = make_handler(cls, looking, offset=lambda: self._offset_ns, undo=True).one

@@ -18,7 +18,7 @@ import msgspec
 from kwsiem.alert import Alert
 from kwsiem.correlate.incident import LATENESS_NS, Incident, Incidents, Key
 from kwsiem.correlate.window import EventReader, EventWriter, Window
-from kwsiem.event import Event
+from kwsiem.event import LOST_KIND, Event
 from kwsiem.rules.model import Rule, Step
 
 #: Events of one rule that wait to be decided; beyond, the oldest is decided early, and counted.
@@ -47,6 +47,7 @@ class Settled:
         self._build(rule, incidents, make_window)
         self._rule = rule
         self._timers = [window for window in self._windows if hasattr(window, "due")]
+        self.minds_losses = any(window.minds_losses for window in self._windows)
 
     def _build(self, rule: Rule, incidents: Incidents, make_window: MakeWindow) -> Window:
         """The window of a rule, after those of the correlations below it."""
@@ -134,7 +135,7 @@ class Settled:
         cls = event.__class__
         handler = self._handlers.get(cls)
         if handler is None:
-            looking = [window for window in self._windows if cls.KIND.name in window.rule.events]
+            looking = [window for window in self._windows if concerns(window, cls.KIND.name)]
             handler = self._handlers[cls] = self._make_handler(cls, looking).one
         handler(event)
 
@@ -217,3 +218,8 @@ def _nobody(_alert: Alert) -> None:
 
 
 State = Union[Window, Settled]
+
+
+def concerns(state: State, kind: str) -> bool:
+    """Whether a rule, or one of its windows, looks at events of a kind."""
+    return kind in state.rule.events or (state.minds_losses and kind == LOST_KIND)

@@ -31,7 +31,8 @@ FILE_VERSION: Final = 1
 FILE_KEYS: Final = ("version", "lists", "rules")
 RULE_KEYS: Final = (
     "id", "name", "title", "description", "status", "author", "references", "level", "tags", "event",
-    "detection", "correlation", "sequence", "absent", "suppress", "block", "falsepositives", "tests",
+    "detection", "correlation", "sequence", "absent", "sequential_test",
+    "suppress", "block", "falsepositives", "tests",
 )  # fmt: skip
 BLOCK_KEYS: Final = ("field", "for", "spoofable")
 MAX_LIST_VALUES: Final = 10_000

@@ -12,7 +12,7 @@ from collections.abc import Sequence as SequenceType
 from typing import Final
 
 from kwsiem.rules.compile import Draft, Part, make_rule
-from kwsiem.rules.correlation import Named, Spec, UnfitError
+from kwsiem.rules.correlation import OWN_BLOCKS, Named, Spec, UnfitError
 from kwsiem.rules.model import Constant, Rule
 from kwsiem.rules.report import nearest
 
@@ -72,9 +72,10 @@ class _Resolver:
             if named.name in own or (draft.broken and named.name not in self._known):
                 links.append(None)
                 continue
-            if spec.path == "sequence":
+            if spec.path in OWN_BLOCKS:
                 draft.report.where = draft.where
-                draft.report.choice(named.name, own, named.place, f"{spec.path}.steps", "selection")
+                path = f"{spec.path}.steps" if spec.path == "sequence" else spec.path
+                draft.report.choice(named.name, own, named.place, path, "selection")
                 draft.broken = True
                 links.append(None)
                 continue

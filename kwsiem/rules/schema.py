@@ -19,9 +19,13 @@ from kwsiem.rules.correlation import (
     ABSENT_KEYS,
     BLOCKS,
     CONDITION_KEYS,
+    CONTACT_PARTS,
     CORRELATION_KEYS,
+    ODDS,
     OPERATORS,
     SEQUENCE_KEYS,
+    SEQUENTIAL_KEYS,
+    SEQUENTIAL_NEEDED,
     TYPES,
 )
 from kwsiem.rules.load import BLOCK_KEYS, FILE_KEYS, FILE_VERSION, MAX_LIST_VALUES, RULE_KEYS
@@ -70,6 +74,7 @@ def rules_schema(kinds: MappingType[str, EventKind]) -> Schema:
             "correlation": _correlation(),
             "sequence": _sequence(),
             "absent": _absent(),
+            "sequential_test": _sequential_test(),
             "test": _test(kinds),
             "values": _one_or_some(_SCALAR, least=1),
             "duration": _DURATION,
@@ -134,6 +139,7 @@ def _rule(kinds: MappingType[str, EventKind]) -> Schema:
         correlation=_ref("correlation"),
         sequence=_ref("sequence"),
         absent=_ref("absent"),
+        sequential_test=_ref("sequential_test"),
         suppress=_ref("duration"),
         block=_block(),
         falsepositives=_texts(),
@@ -316,6 +322,20 @@ def _absent() -> Schema:
         first=_TEXT,
         then=_TEXT,
         generate={"type": "boolean"},
+    )
+
+
+def _sequential_test() -> Schema:
+    chance = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+    return _object(
+        SEQUENTIAL_KEYS,
+        SEQUENTIAL_NEEDED,
+        group_by=_group_by(),
+        field=_texts(_ref("field"), least=1, maxItems=MAX_GROUP_BY),
+        timespan=_ref("duration"),
+        wait=_ref("duration"),
+        **dict.fromkeys(CONTACT_PARTS, _TEXT),
+        **dict.fromkeys(ODDS, chance),
     )
 
 
