@@ -168,6 +168,7 @@ def _in_words(rule: Rule, loaded: _Loaded) -> str:
         ("title", rule.title),
         *(("step" if i == 0 else "", line) for i, line in enumerate(step_lines(rule))),
         ("incident", f"ends {ends}"),
+        ("covered by", ", ".join(rule.covered_by)),
         ("asks to block", _block(rule)),
         ("alerts", "never itself: other rules name it" if loaded.is_silent(rule) else ""),
         ("about", " ".join(rule.description.split())),

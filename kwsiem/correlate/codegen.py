@@ -139,12 +139,16 @@ class _FunctionMaker:
 
     def function(self, states: list[State]) -> Handler:
         """The whole function, rules with a common equality behind a dictionary."""
-        field, groups, rest = _group(states, self._kind)
+        # A rule that others cover comes after them, and _group changes the order.
+        plain = [state for state in states if not state.rule.covered_by]
+        covered = [state for state in states if state.rule.covered_by]
+        field, groups, rest = _group(plain, self._kind)
         lines = [line for state in rest for line in self._rule(state, state.rule.predicate)]
         if field is not None:
             folded = self._field(field).type in TEXT_TYPES
             found = self._constant("group", _Groups(groups, self._group_function, folded=folded))
             lines += [f"chosen = {found}[{self._load(field)}]", "if chosen is not None: chosen(e)"]
+        lines += [line for state in covered for line in self._rule(state, state.rule.predicate)]
         return self._compile(lines)
 
     def _group_function(self, members: list[Member]) -> Take:

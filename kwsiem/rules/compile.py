@@ -86,6 +86,7 @@ class Draft:
     candidates: Callable[[str], tuple[str, ...]] = verbatim
     item: Mapping | None = None
     block: Block | None = None
+    covered_by: list[Scalar] = field(default_factory=list)
     broken: bool = False
     skipped: Skipped | None = None
     rule: Rule | None = None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, Union
 
 import msgspec
@@ -30,6 +31,8 @@ MAX_GROUP_BY: Final = 8
 #: Failures in a row that a sequential test may need: a group's contacts are so many at least.
 MAX_FAILURES: Final = 32
 MAX_RULES: Final = 5_000
+#: Rules that cover one rule.
+MAX_COVERS: Final = 16
 #: Correlations over correlations over …
 MAX_CHAIN: Final = 8
 #: Nesting of And, Or and Not; Python's own parser stops at about 200 parentheses.
@@ -287,7 +290,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """One rule; ``events`` are the kinds it looks at, ``suppress_ns`` the quiet time that ends an incident.
 
     ``fingerprint`` covers everything that gives the rule's state its meaning: a rule with the same id and
-    fingerprint keeps its windows and incidents when the rule set is replaced.
+    fingerprint keeps its windows and incidents when the rule set is replaced. ``covered_by`` are the ids of
+    rules whose open incidents make those of this one silent; it is no part of the fingerprint.
     """
 
     id: Annotated[str, Meta(min_length=1, max_length=128)]
@@ -302,6 +306,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     tags: tuple[ShortText, ...] = ()
     falsepositives: tuple[ShortText, ...] = ()
     block: Block | None = None
+    covered_by: Annotated[tuple[ShortText, ...], Meta(max_length=MAX_COVERS)] = ()
 
 
 class Skipped(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -340,11 +345,15 @@ def decode_ruleset(data: bytes) -> RuleSet:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"compiled rules cannot be read: {error}") from None
     seen: set[str] = set()
+    known = {rule.id: rule for rule in ruleset.rules}
+    depth = cover_depths(ruleset.rules)
+    if max(depth.values(), default=0) > MAX_CHAIN:
+        raise ConfigError("compiled rules: rules cover each other in a circle")
     for rule in ruleset.rules:
         if rule.id in seen:
             raise ConfigError(f"compiled rules: rule {rule.id!r} stands twice")
         seen.add(rule.id)
-        problem = _problem(rule)
+        problem = _problem(rule) or _cover_problem(rule, known)
         if problem:
             raise ConfigError(f"compiled rules: rule {rule.id!r}: {problem}")
     return ruleset
@@ -389,6 +398,30 @@ def _problem(rule: Rule, level: int = 0) -> str:
             return f"conditions are nested deeper than {MAX_DEPTH}"
         if size(predicate) > MAX_VALUES:
             return f"more than {MAX_VALUES} values"
+    return ""
+
+
+def cover_depths(rules: Sequence[Rule]) -> dict[str, int]:
+    """How many rules cover each other in a row above each, by id; more than MAX_CHAIN stands for a circle."""
+    depth = {rule.id: 0 for rule in rules}
+    covered = [rule for rule in rules if rule.covered_by]
+    for _ in range(MAX_CHAIN + 1):
+        for rule in covered:
+            above = [depth[name] + 1 for name in rule.covered_by if name in depth]
+            depth[rule.id] = min(MAX_CHAIN + 1, max([depth[rule.id], *above]))
+    return depth
+
+
+def _cover_problem(rule: Rule, known: Mapping[str, Rule]) -> str:
+    """What is wrong with the rules that cover a rule, or an empty text."""
+    for name in rule.covered_by:
+        other = known.get(name)
+        if other is None:
+            return f"is covered by {name!r}, which is not there"
+        if not set(rule.correlation.group_by) & set(other.correlation.group_by):
+            return f"shares no group with {name!r}"
+        if other.correlation.settled and not rule.correlation.settled:
+            return f"is decided before {name!r}"
     return ""
 
 

@@ -31,6 +31,7 @@ from kwsiem.rules.correlation import (
 from kwsiem.rules.load import BLOCK_KEYS, FILE_KEYS, FILE_VERSION, MAX_LIST_VALUES, RULE_KEYS
 from kwsiem.rules.model import (
     COUNT_TYPES,
+    MAX_COVERS,
     MAX_GROUP_BY,
     MAX_RULES,
     MAX_STEPS,
@@ -141,6 +142,7 @@ def _rule(kinds: MappingType[str, EventKind]) -> Schema:
         absent=_ref("absent"),
         sequential_test=_ref("sequential_test"),
         suppress=_ref("duration"),
+        covered_by=_texts(maxItems=MAX_COVERS),
         block=_block(),
         falsepositives=_texts(),
         tests={"type": "array", "maxItems": MAX_TESTS, "items": _ref("test")},
