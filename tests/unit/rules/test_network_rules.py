@@ -1,6 +1,7 @@
 """The shipped network rules together: one attack is one alert, and what only looks like one is none."""
 
 import hashlib
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,11 @@ def alerted(ruleset):
         classes = {name: event_class(KINDS[name], 0) for _, name, _ in events}
         for cls in classes.values():
             engine.bind(cls)
-        for at, name, fields in sorted(events, key=lambda event: event[0]):
-            cls = classes[name]
-            engine.process([event_from_fields(cls, cls.KIND, fields, BEGIN + at)])
-            engine.advance(BEGIN + at)
+        ordered = sorted(events, key=lambda event: event[0])
+        for second, group in groupby(ordered, key=lambda event: event[0] // S):
+            made = [event_from_fields(classes[k], classes[k].KIND, f, BEGIN + at) for at, k, f in group]
+            engine.process(made)
+            engine.advance(BEGIN + (second + 1) * S)
         engine.finish(2**62)
         assert not engine.counters()["errors"], engine.counters()["last_error"]
         return sorted(alert.rule_id for alert in alerts if alert.state == "open")
@@ -209,12 +211,45 @@ def test_a_flood_of_one_ipv6_network_is_one_alert_though_each_packet_has_another
     assert alerted(events) == ["syn-flood"]
 
 
-def test_a_scan_with_decoys_says_so(alerted):
-    sources = [SOURCE, "203.0.113.1", "203.0.113.2", "203.0.113.3", "203.0.113.4"]
+@pytest.mark.parametrize("refuses", [True, False])
+def test_a_fast_scan_is_one_alert(alerted, refuses):
+    assert alerted(scan(range(1, 1001), S // 100, refuses=refuses)) == ["tcp-port-scan"]
+
+
+@pytest.mark.parametrize(
+    ("every", "number", "rule"),
+    [
+        (5 * S, 60, "tcp-port-scan-minute"),
+        (40 * S, 40, "tcp-port-scan-slow"),
+        (600 * S, 60, "tcp-port-scan-day"),
+    ],
+)
+@pytest.mark.parametrize("refuses", [True, False])
+def test_a_slow_scan_is_told_by_its_failures_and_once_by_its_speed(alerted, every, number, rule, refuses):
+    found = alerted(scan(range(200, 200 + number), every, refuses=refuses))
+    assert found == [rule, "tcp-scan-sequential"]
+
+
+def test_a_stealth_scan_that_is_refused_is_one_alert(alerted):
+    events = []
+    for number, (at, _, fields) in enumerate(scan(range(1, 101), S // 50)):
+        kind = "tcp.refused" if number % 2 else "tcp.probe"
+        events.append((at, kind, fields if number % 2 else {**fields, "tcp.flags": 1}))
+    assert alerted(events) == ["tcp-stealth-scan-fin"]
+
+
+def test_a_scan_with_decoys_says_so_beside_the_scan_of_each_source(alerted):
+    sources = [SOURCE, *(f"203.0.113.{number}" for number in range(1, 10))]
     events = []
     for number, source in enumerate(sources):
-        events += scan(range(1, 101), S // 25, source=source, begin=number * 1000, refuses=False)
-    assert alerted(events).count("scan-with-decoys") == 1
+        events += scan(range(1, 101), S // 25, source=source, begin=number * 10_000)
+    assert alerted(events) == ["scan-with-decoys", *["tcp-port-scan"] * 10]
+
+
+def test_a_flood_of_questions_is_one_alert(alerted):
+    for sources, rule in ((1, "dns-flood-source"), (5000, "dns-flood")):
+        events = flood("dns.query", 60_000, sources=sources) + flood("udp", 60_000, sources=sources)
+        assert alerted(events) == [rule]
 
 
 def test_a_scan_from_many_sources_that_each_stay_below_is_one_alert(alerted):
