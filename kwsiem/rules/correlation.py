@@ -35,7 +35,7 @@ CORRELATION_KEYS: Final = (
 CONDITION_KEYS: Final = (*OPERATORS, "field", "percentile")
 SEQUENCE_KEYS: Final = ("group-by", "timespan", "steps")
 ABSENT_KEYS: Final = ("group-by", "aliases", "timespan", "first", "then", "generate")
-#: The parts of a first contact, each a selection of the rule's detection, in the order of the steps.
+#: The parts of a first contact, each a selection or another rule, in the order of the steps.
 CONTACT_PARTS: Final = ("attempt", "success", "failure")
 #: What a sequential test assumes, and the default of each.
 ODDS: Final = {"benign": 0.8, "scanner": 0.2, "false_alarm": 0.001, "missed": 0.01}
@@ -43,8 +43,6 @@ SEQUENTIAL_KEYS: Final = ("group-by", "field", "timespan", *CONTACT_PARTS, "wait
 SEQUENTIAL_NEEDED: Final = ("field", "timespan", *CONTACT_PARTS, "wait")
 #: The keys of a rule that say what has to come together; a rule has one of them at most.
 BLOCKS: Final = ("correlation", "sequence", "absent", "sequential_test")
-#: Blocks whose parts are selections of the rule's own detection only.
-OWN_BLOCKS: Final = frozenset({"sequence", "sequential_test"})
 DEFAULT_TIMESPAN_NS: Final = 60 * UNITS_NS["s"]
 #: Quiet time that ends an incident when a rule says nothing; longer for a longer timespan.
 DEFAULT_SUPPRESS_NS: Final = 60 * UNITS_NS["s"]

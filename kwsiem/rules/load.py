@@ -209,7 +209,8 @@ class _RuleReader:
         """What a rule must have; one that names other rules has no need of a detection."""
         items = self._item.items
         correlation = items.get("correlation")
-        names = "absent" in items or (isinstance(correlation, Mapping) and "rules" in correlation.items)
+        by_name = "absent" in items or "sequential_test" in items
+        names = by_name or (isinstance(correlation, Mapping) and "rules" in correlation.items)
         has_none = "event" not in items and "detection" not in items
         return ["id", "title", "level"] + ([] if names and has_none else ["event", "detection"])
 

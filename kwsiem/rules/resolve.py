@@ -12,7 +12,7 @@ from collections.abc import Sequence as SequenceType
 from typing import Final
 
 from kwsiem.rules.compile import Draft, Part, make_rule
-from kwsiem.rules.correlation import OWN_BLOCKS, Named, Spec, UnfitError
+from kwsiem.rules.correlation import Named, Spec, UnfitError
 from kwsiem.rules.model import Constant, Rule
 from kwsiem.rules.report import nearest
 
@@ -72,10 +72,9 @@ class _Resolver:
             if named.name in own or (draft.broken and named.name not in self._known):
                 links.append(None)
                 continue
-            if spec.path in OWN_BLOCKS:
+            if spec.path == "sequence":
                 draft.report.where = draft.where
-                path = f"{spec.path}.steps" if spec.path == "sequence" else spec.path
-                draft.report.choice(named.name, own, named.place, path, "selection")
+                draft.report.choice(named.name, own, named.place, f"{spec.path}.steps", "selection")
                 draft.broken = True
                 links.append(None)
                 continue
@@ -84,6 +83,9 @@ class _Resolver:
                 draft.refuse(
                     named.place, spec.names_path, f"{named.name!r} stands twice: it is rule {found.id}"
                 )
+            if found is not None and found.spec is not None and spec.type == "sequential_test":
+                message = f"rule {found.id} has a correlation, a sequential test looks at single events"
+                draft.refuse(named.place, spec.path, message)
             links.append(found)
         if links and draft.detection and None not in links:
             place = draft.item.keys["detection"] if draft.item else draft.place

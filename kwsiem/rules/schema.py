@@ -159,7 +159,7 @@ def _names_rules() -> Schema:
     """A rule that names others has no need of a detection, but half of one is a mistake."""
     correlation = {"required": ["correlation"], "properties": {"correlation": {"required": ["rules"]}}}
     return {
-        "anyOf": [{"required": ["absent"]}, correlation],
+        "anyOf": [{"required": ["absent"]}, {"required": ["sequential_test"]}, correlation],
         "not": {"anyOf": [{"required": ["event"]}, {"required": ["detection"]}]},
     }
 

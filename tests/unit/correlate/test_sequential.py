@@ -225,7 +225,7 @@ def test_the_rule_in_words():
         ("wait: 10s", "wait: 10s\n      missed: 2", "expected a number between 0 and 1"),
         ("wait: 10s", "wait: 10s\n      missed: 0.7", "missed must lie between 0 and 0.5"),
         ("      wait: 10s\n", "", "key 'wait' is missing"),
-        ("attempt: syn", "attempt: sin", "unknown selection 'sin', did you mean 'syn'"),
+        ("attempt: syn", "attempt: sin", "no selection and no rule is called 'sin', did you mean 'syn'"),
         ("attempt: syn", "attempt: opened", "stands twice"),
         ("destination.port]", "destination.prt]", "no field 'destination.prt'"),
         ("field: [destination.ip, destination.port]", "field: []", "expected 1 to 8 fields, got 0"),
@@ -235,3 +235,39 @@ def test_mistakes_are_told(old, new, said):
     with pytest.raises(ConfigError) as error:
         rules(RULE.replace(old, new))
     assert said in str(error.value)
+
+
+NAMING = """
+version: 1
+rules:
+  - {id: tried, title: t, level: low, event: tcp.syn, detection: {p: {tcp.flags: 2}, condition: p}}
+  - {id: opened, title: o, level: low, event: tcp.open, detection: {p: {destination.port|gt: 0}, condition: p}}
+  - {id: refused, title: r, level: low, event: tcp.refused, detection: {p: {tcp.flags: 20}, condition: p}}
+  - id: scan
+    title: A source tries what is not there
+    level: medium
+    sequential_test:
+      group-by: [source.ip]
+      field: [destination.ip, destination.port]
+      timespan: 24h
+      attempt: tried
+      success: opened
+      failure: refused
+      wait: 10s
+    suppress: 1h
+"""
+
+
+def test_it_may_name_other_rules_each_with_its_own_kind():
+    run = Run(NAMING)
+    assert [rule.id for rule in run.ruleset.rules] == ["scan"], "what it names says nothing by itself"
+    assert [alert.rule_id for alert in run.send(*slow_scan(5)).opened()] == ["scan"]
+    opened = [event("tcp.open", 900 + n, port=8000 + n) for n in range(3)]
+    assert Run(NAMING).send(*opened, *slow_scan(7, "tcp.refused")).opened() == []
+    assert len(Run(NAMING).send(*opened, *slow_scan(8, "tcp.refused")).opened()) == 1
+
+
+def test_a_rule_with_a_correlation_cannot_be_its_part():
+    counted = "condition: p}, correlation: {type: event_count, timespan: 1m, condition: {gte: 2}}}"
+    with pytest.raises(ConfigError, match="rule tried has a correlation"):
+        rules(NAMING.replace("{p: {tcp.flags: 2}, condition: p}}", "{p: {tcp.flags: 2}, " + counted))
