@@ -146,6 +146,9 @@ def devices(lab: Lab, ends: tuple) -> None:
     _, box1, box2 = ends
     knock(lab, "box1", box2.ip4, 8201)
     knock(lab, "peer", box1.ip4, 8202)
+    rule = "table ip kw { chain pre { type nat hook prerouting priority -100; tcp dport 8205 dnat to %s:8206; }; }"
+    lab.run("host", ["nft", rule % box1.ip4])
+    knock(lab, "peer", lab.ip4("host"), 8205)
     knock(lab, "peer", "198.18.9.1", 8203)
     knock(lab, "peer", "198.18.9.2", 8204)
 
@@ -245,6 +248,16 @@ def test_a_promiscuous_bridge_shows_nothing_of_its_containers(seen):
 def test_what_is_routed_to_a_container_counts_once_on_its_way_in(seen):
     assert [e.observer_ingress_interface_name for e in seen("tcp.syn", 8202)] == ["eth0"]
     assert not seen("tcp.refused", 8202)
+
+
+def test_what_is_passed_on_is_told_once_under_the_addresses_it_came_with(seen, watched):
+    lab, _, ends, *_ = watched
+    (routed,), (published,) = seen("tcp.forward", 8202), seen("tcp.forward", 8205)
+    assert (routed.source_ip, routed.destination_ip) == (lab.ip4("peer"), ends[1].ip4)
+    assert (published.source_ip, published.destination_ip) == (lab.ip4("peer"), lab.ip4("host"))
+    assert published.source_port == seen("tcp.syn", 8205)[0].source_port
+    assert {e.observer_egress_interface_name for e in (routed, published)} == {"br0"}
+    assert not seen("tcp.forward", 8206) + seen("tcp.syn", 8206) + seen("tcp.forward", 8203)
 
 
 def test_a_macvlan_counts_once_and_only_our_own_refuses(seen):
