@@ -21,7 +21,7 @@ from appliance import SOURCE, RunningAppliance
 from lab import Lab
 from services import ssh_argv
 
-from scoreboard.field import Field, Site, unpacked
+from scoreboard.field import TOOLS, Field, Site, unpacked
 from scoreboard.run import addresses_of, own_rules, say
 from scoreboard.usage import Share, Usage
 from scoreboard.watch import AlertTail, Arrival, LossTail
@@ -114,7 +114,19 @@ def copies(ours: Field, site: Site) -> str:
         (tree / f"file{n}").write_bytes(b"x" * 20_000)
     *shell, target = ssh_argv(ours.key, site.host.ip4)
     got = ours.folder / "got"
-    ours.run(site.name, unpacked("rsync", "-a", "-e", " ".join(shell), f"{target}:{tree}/", f"{got}/"), 60)
+    ours.run(
+        site.name,
+        unpacked(
+            "rsync",
+            "-a",
+            f"--rsync-path={TOOLS}/run rsync",
+            "-e",
+            " ".join(shell),
+            f"{target}:{tree}/",
+            f"{got}/",
+        ),
+        60,
+    )
     assert len(list(got.iterdir())) == 200
 
     def copy(n: int) -> None:
@@ -305,7 +317,8 @@ def listed_rules(text: str, addresses: Sequence[str]) -> str:
     lines = []
     for line in text.splitlines():
         name = next((name for name in LISTS if line.startswith(f"  {name}:")), "")
-        lines.append(f"  {name}: [{', '.join(addresses)}]" if name else line)
+        lines.append(line.replace("[", f"[{', '.join(addresses)}, ", 1) if name else line)
+    assert lines != text.splitlines(), f"none of the lists {LISTS} is in rules.yaml"
     return "\n".join(lines) + "\n"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
 import traceback
@@ -140,6 +139,8 @@ class Match:
         self.losses = LossTail(appliance.recording)
         self.usage = Usage(appliance)
         self.results: list[Result] = []
+        #: Alerts that belong to no row; set by :meth:`finish`.
+        self.nobodys: list[Arrival] = []
         self._rows = rows
         self._began_s = time.monotonic()
 
@@ -174,7 +175,12 @@ class Match:
             for future in waiting:
                 future.result()
 
-    def finish(self) -> list[Arrival]:
+    def opened(self, result: Result) -> list[Arrival]:
+        """The alerts that opened an incident of this row."""
+        opened = (a for a in self.alerts.arrivals if a.alert["kwsiem"]["alert"]["state"] == "open")
+        return [a for a in opened if owner(a, self.results) is result]
+
+    def finish(self) -> None:
         """Judges everything; call it when the appliance has ended, so that all is in the files."""
         for result in self.results:
             result.found.clear()
@@ -183,7 +189,7 @@ class Match:
                 for loss in self.losses.losses:
                     if result.began_ns <= loss.ts_ns <= result.ended_ns:
                         result.lost[loss.reason] = result.lost.get(loss.reason, 0) + loss.count
-        return judge(self.results, self.alerts.arrivals, self.own)
+        self.nobodys = judge(self.results, self.alerts.arrivals, self.own)
 
     def _heard(self, arrival: Arrival) -> None:
         if arrival.rule not in self.own and (result := owner(arrival, self.results)):
@@ -262,11 +268,11 @@ def play(rows: Sequence[Row], folder: Path) -> Score:
             match.play()
             status = match.appliance.status()
             seconds = match.usage.seconds
-        nobodys = match.finish()
-        return score_of(match, nobodys, seconds, status)
+        match.finish()
+        return score_of(match, seconds, status)
 
 
-def score_of(match: Match, nobodys: list[Arrival], seconds: float, status: dict[str, Any]) -> Score:
+def score_of(match: Match, seconds: float, status: dict[str, Any]) -> Score:
     own: dict[str, int] = {}
     for arrival in match.alerts.arrivals:
         if arrival.rule in match.own and arrival.alert["kwsiem"]["alert"]["state"] == "open":
@@ -276,8 +282,4 @@ def score_of(match: Match, nobodys: list[Arrival], seconds: float, status: dict[
         lost[loss.reason] = lost.get(loss.reason, 0) + loss.count
     lines = status.get("engine", {}).get("lines", {})
     ring = {name: counts["lost"] for name, counts in lines.items()}
-    return Score(match.results, nobodys, own, lost, ring, match.usage.shares, seconds, status)
-
-
-def cores() -> int:
-    return os.cpu_count() or 1
+    return Score(match.results, match.nobodys, own, lost, ring, match.usage.shares, seconds, status)
