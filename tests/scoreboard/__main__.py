@@ -1,4 +1,4 @@
-"""The whole scoreboard: ``python tests/scoreboard [--only TEXT] [--part attacks|daily] [--write FILE]``.
+"""The whole scoreboard: ``python tests/scoreboard [--only TEXT …] [--part attacks|daily] [--write FILE]``.
 
 Exit 1 when a row was missed or a false alarm came.
 """
@@ -22,13 +22,13 @@ from scoreboard.run import play, say  # noqa: E402
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scoreboard", description=__doc__)
-    parser.add_argument("--only", default="", help="attacks whose name holds this text")
+    parser.add_argument("--only", nargs="+", default=[""], help="attacks whose name holds one of these texts")
     parser.add_argument("--part", choices=("attacks", "daily"), help="one half alone")
     parser.add_argument("--short", action="store_true", help="the attacks of make test alone")
     parser.add_argument("--write", type=Path, help="the document to write, whatever came of it")
     options = parser.parse_args()
     began_s = time.monotonic()
-    rows = [row for row in (SHORT if options.short else ROWS) if options.only in row.id]
+    rows = [row for row in (SHORT if options.short else ROWS) if any(text in row.id for text in options.only)]
     with tempfile.TemporaryDirectory(prefix="kwsiem-scoreboard-") as name:
         folder = Path(name)
         folder.chmod(0o755)

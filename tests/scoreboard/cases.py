@@ -232,21 +232,18 @@ def nping(*options: str) -> Attack:
     return attack
 
 
-def forge(place: Place) -> None:
-    """SYN segments from random IPv6 sources, by a sender of ours."""
-    words = place.field.lab.ip("host", "-o", "link", "show", "dev", place.site.host.device).split()
-    mac = words[words.index("link/ether") + 1]
-    argv = [
-        sys.executable,
-        str(HERE / "forge.py"),
-        place.site.own.device,
-        mac,
-        place.target,
-        "80",
-        str(FLOOD_S),
-    ]
-    with place.field.gateway(place.site, 6):
-        place.run(argv, FLOOD_S + 5)
+def forge(kind: str, source: str = "") -> Attack:
+    """By a sender of ours, from the attacker's own address or from random ones."""
+
+    def attack(place: Place) -> None:
+        words = place.field.lab.ip("host", "-o", "link", "show", "dev", place.site.host.device).split()
+        mac = words[words.index("link/ether") + 1]
+        argv = [sys.executable, str(HERE / "forge.py"), kind, place.site.own.device, mac]
+        port = {"syn": "80", "udp": "9999", "icmp": "0"}[kind]
+        with place.field.gateway(place.site, 6):
+            place.run([*argv, source or place.source, place.target, port, str(FLOOD_S)], FLOOD_S + 5)
+
+    return attack
 
 
 def floods() -> Iterator[Row]:
@@ -267,15 +264,17 @@ def floods() -> Iterator[Row]:
         needs=nginx,
         short=True,
     )
-    yield row("own sender SYN, random sources", 6, forge, "syn-flood", forged=True, needs=nginx)
+    yield row(
+        "own sender SYN, random sources", 6, forge("syn", "random"), "syn-flood", forged=True, needs=nginx
+    )
     yield row("hping3 SYN, one source", 4, hping(*syn), "syn-flood", needs=nginx)
     yield row(
         "nping SYN, one source", 6, nping("--tcp", "--flags", "syn", "-p", "80"), "syn-flood", needs=nginx
     )
     yield row("hping3 UDP", 4, hping("-2", "-p", "9999"), "udp-flood", short=True)
-    yield row("nping UDP", 6, nping("--udp", "-p", "9999"), "udp-flood")
+    yield row("own sender UDP", 6, forge("udp"), "udp-flood")
     yield row("hping3 ICMP", 4, hping("-1"), "icmp-flood", short=True)
-    yield row("nping ICMP", 6, nping("--icmp"), "icmp-flood")
+    yield row("own sender ICMP", 6, forge("icmp"), "icmp-flood")
     query = Row("dnsperf, full speed", 4, dns_flood, rules("dns-flood", "dns-flood-source"), phase="alone")
     yield from both(
         replace(query, also=query.expect | rules("udp-flood", "udp-flood-source"), needs=("unbound",))
@@ -350,7 +349,7 @@ def hold_connections(place: Place) -> None:
         "import resource, socket, sys, time\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))\n"
         "held = []\n"
-        "for _ in range(1000):\n"
+        "for _ in range(1200):\n"
         "    held.append(socket.create_connection((sys.argv[1], 80), 5)); time.sleep(0.002)\n"
         "time.sleep(12)\n"
     )
@@ -358,13 +357,13 @@ def hold_connections(place: Place) -> None:
     place.field.run(place.site.name, argv, 30, until=place.found)
 
 
-def hydra(service: str, *options: str) -> Attack:
+def hydra(service: str, *options: str, tasks: int = 4) -> Attack:
     def attack(place: Place) -> None:
         words = place.field.folder / f"words-{place.site.name}-{place.family}"
-        words.write_text("".join(f"wrong{n}\n" for n in range(40)))
+        words.write_text("".join(f"wrong{n}\n" for n in range(200)))
         six = ["-6"] if place.family == 6 else []
         target = f"[{place.target}]" if place.family == 6 else place.target
-        argv = ["hydra", *six, "-I", "-t", "4", *options, "-P", str(words), f"{service}://{target}"]
+        argv = ["hydra", *six, "-I", "-t", str(tasks), *options, "-P", str(words), f"{service}://{target}"]
         place.field.run(
             place.site.name, argv, LIMIT_S, until=place.found, good=(0, 255), cwd=place.field.folder
         )
@@ -388,10 +387,12 @@ def service_attacks() -> Iterator[Row]:
     )
     yield from both(web)
     held = Row(
-        "1000 connections held open", 4, hold_connections, rules("connection-exhaustion"), needs=("nginx",)
+        "1200 connections held open", 4, hold_connections, rules("connection-exhaustion"), needs=("nginx",)
     )
     yield from both(replace(held, also=rules("slowloris"), short=True))
-    yield from both(Row("hydra redis", 4, hydra("redis"), rules("service-brute-force"), needs=("redis",)))
+    yield from both(
+        Row("hydra -t 32 redis", 4, hydra("redis", tasks=32), rules("service-brute-force"), needs=("redis",))
+    )
     yield from both(
         Row(
             "hydra ssh",
