@@ -118,12 +118,20 @@ def slow_nmap(delay: str, ports: str, limit_s: float) -> Attack:
     return attack
 
 
-def decoys(place: Place) -> None:
-    """IPv4: random ones; IPv6: eight neighbours, since nmap makes no random IPv6 addresses."""
+def decoys(names: Sequence[str]) -> Attack:
+    """With decoys: the host has a way back to all of them."""
+
+    def attack(place: Place) -> None:
+        with place.field.gateway(place.site, place.family):
+            nmap("-sS", "-p", ANY_SCAN, "-D", ",".join([*names, "ME"]))(place)
+
+    return attack
+
+
+def neighbours(place: Place) -> None:
+    """Decoys of the attacker's own IPv6 network."""
     net = place.source.rpartition(":")[0]
-    names = ",".join([*(f"{net}:{n}" for n in range(50, 58)), "ME"]) if place.family == 6 else "RND:8,ME"
-    with place.field.gateway(place.site, place.family):
-        nmap("-sS", "-p", ANY_SCAN, "-D", names)(place)
+    decoys([f"{net}:{n}" for n in range(50, 58)])(place)
 
 
 def ping_sweep(place: Place) -> None:
@@ -182,14 +190,26 @@ def scans() -> Iterator[Row]:
             short=option not in ("-sW", "-sM"),
         )
         yield from both(row)
-    yield from both(Row("nmap -sU", 4, nmap("-sU", "-p", "1-40"), rules("udp-scan"), short=True))
+    yield from both(
+        Row("nmap -sU", 4, nmap("-sU", "-p", "1-40"), rules("udp-scan"), rules("udp-scan-slow"), short=True)
+    )
     yield from both(Row("nmap -sO", 4, nmap("-sO", limit_s=20), rules("ip-protocol-scan"), short=True))
     for pace, ports in (("-T2", "1-40"), ("-T3", "1-1000"), ("-T4", "1-1000"), ("-T5", "1-1000")):
         yield from both(Row(f"nmap -sS {pace}", 4, nmap("-sS", pace, "-p", ports), SCAN, SCAN))
     cut = SCAN | rules("tcp-stealth-scan-null", "tcp-stealth-scan-other")
     yield Row("nmap -sS -f", 4, nmap("-sS", "-f", "-p", ANY_SCAN), cut, cut, note="nmap fragments IPv4 only")
-    forged = Row("nmap -sS -D", 4, decoys, rules("scan-with-decoys"), SCAN, forged=True, short=True)
-    yield from both(replace(forged, also=SCAN | rules("distributed-scan")))
+    true = SCAN | rules("distributed-scan")
+    random = Row(
+        "nmap -sS -D RND:8", 4, decoys(["RND:8"]), rules("scan-with-decoys"), true, forged=True, short=True
+    )
+    # nmap makes no random IPv6 addresses; the probe and the rules take a /64 for one source.
+    others = [f"2001:db8:d{n}::{n}" for n in range(1, 9)]
+    near = rules("scan-with-decoys", *SCAN)
+    yield random
+    yield replace(random, name="nmap -sS -D, 8 networks", family=6, attack=decoys(others))
+    yield replace(
+        random, name="nmap -sS -D, in its own /64", family=6, attack=neighbours, expect=near, short=False
+    )
     yield from both(
         Row("nmap -sS --data-length 24", 4, nmap("-sS", "--data-length", "24", "-p", ANY_SCAN), SCAN, SCAN)
     )

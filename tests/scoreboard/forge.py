@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "live"))
 
-import frames  # noqa: E402
+import frames
 
 _FRAMES = 4096
 _NUMBER = {"syn": 6, "udp": 17, "icmp": 58}
