@@ -27,7 +27,7 @@ def match(open_folder):
         path.mkdir(exist_ok=True)
         path.chmod(0o755)
     with Lab("host") as lab:
-        match = Match(lab, field, SHORT, RunningAppliance(lab, state))
+        match = Match(lab, field, SHORT, RunningAppliance(lab, state), flood_s=2)
         with match.open():
             match.play()
         match.finish()

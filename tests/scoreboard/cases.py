@@ -23,6 +23,7 @@ class Place:
     site: Site
     family: int
     found: Callable[[], bool] = lambda: False
+    flood_s: float = FLOOD_S
 
     @property
     def source(self) -> str:
@@ -173,6 +174,8 @@ def outbound(place: Place) -> None:
 
 
 def scans() -> Iterator[Row]:
+    # First, since it takes longest: a host answers a wrong protocol once a second.
+    yield from both(Row("nmap -sO", 4, nmap("-sO", limit_s=20), rules("ip-protocol-scan"), short=True))
     stealth = {"-sF": "fin", "-sN": "null", "-sX": "xmas"}
     for option in ("-sS", "-sT", "-sF", "-sN", "-sX", "-sA", "-sW", "-sM"):
         name = stealth.get(option)
@@ -193,7 +196,6 @@ def scans() -> Iterator[Row]:
     yield from both(
         Row("nmap -sU", 4, nmap("-sU", "-p", "1-40"), rules("udp-scan"), rules("udp-scan-slow"), short=True)
     )
-    yield from both(Row("nmap -sO", 4, nmap("-sO", limit_s=20), rules("ip-protocol-scan"), short=True))
     for pace, ports in (("-T2", "1-40"), ("-T3", "1-1000"), ("-T4", "1-1000"), ("-T5", "1-1000")):
         yield from both(Row(f"nmap -sS {pace}", 4, nmap("-sS", pace, "-p", ports), SCAN, SCAN))
     cut = SCAN | rules("tcp-stealth-scan-null", "tcp-stealth-scan-other")
@@ -237,7 +239,7 @@ def hping(*options: str) -> Attack:
 
     def attack(place: Place) -> None:
         with place.field.gateway(place.site, 4):
-            place.run(["hping3", "-q", "-n", "--flood", *options, place.target], FLOOD_S, good=(0, 1))
+            place.run(["hping3", "-q", "-n", "--flood", *options, place.target], place.flood_s, good=(0, 1))
 
     return attack
 
@@ -247,7 +249,7 @@ def nping(*options: str) -> Attack:
 
     def attack(place: Place) -> None:
         argv = ["nping", "-6", "--no-capture", "--hide-sent", "-q", "--rate", "200000", "-c", "2000000"]
-        place.run([*argv, *options, place.target], FLOOD_S, good=(0, 1))
+        place.run([*argv, *options, place.target], place.flood_s, good=(0, 1))
 
     return attack
 
@@ -261,7 +263,9 @@ def forge(kind: str, source: str = "") -> Attack:
         argv = [sys.executable, str(HERE / "forge.py"), kind, place.site.own.device, mac]
         port = {"syn": "80", "udp": "9999", "icmp": "0"}[kind]
         with place.field.gateway(place.site, 6):
-            place.run([*argv, source or place.source, place.target, port, str(FLOOD_S)], FLOOD_S + 5)
+            place.run(
+                [*argv, source or place.source, place.target, port, str(place.flood_s)], place.flood_s + 5
+            )
 
     return attack
 
@@ -311,12 +315,14 @@ def floods() -> Iterator[Row]:
 def dns_flood(place: Place) -> None:
     names = place.field.folder / f"names-{place.site.name}-{place.family}"
     names.write_text("".join(f"host{n}.example.com A\n" for n in range(1000)))
-    argv = ["dnsperf", "-s", place.target, "-d", str(names), "-l", str(FLOOD_S), "-c", "4"]
-    place.run(unpacked(*argv), FLOOD_S + 10)
+    argv = ["dnsperf", "-s", place.target, "-d", str(names), "-l", str(place.flood_s), "-c", "4"]
+    place.run(unpacked(*argv), place.flood_s + 10)
 
 
 def web_flood(place: Place) -> None:
-    place.run(unpacked("wrk", "-t", "1", "-c", "64", "-d", f"{FLOOD_S:.0f}s", place.url), FLOOD_S + 10)
+    place.run(
+        unpacked("wrk", "-t", "1", "-c", "64", "-d", f"{place.flood_s:.0f}s", place.url), place.flood_s + 10
+    )
 
 
 def tunnel_names(place: Place) -> None:
@@ -364,17 +370,22 @@ def slowloris(place: Place) -> None:
     place.field.run(place.site.name, unpacked(*argv), 35, until=place.found, good=(0, 1))
 
 
-def hold_connections(place: Place) -> None:
+def hold_connections(count: int, pause_s: float) -> Attack:
+    """Opens connections, one after the other, and says nothing on them."""
     code = (
         "import resource, socket, sys, time\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))\n"
         "held = []\n"
-        "for _ in range(1200):\n"
-        "    held.append(socket.create_connection((sys.argv[1], 80), 5)); time.sleep(0.002)\n"
-        "time.sleep(12)\n"
+        "for _ in range(int(sys.argv[2])):\n"
+        "    held.append(socket.create_connection((sys.argv[1], 80), 5)); time.sleep(float(sys.argv[3]))\n"
+        "time.sleep(10)\n"
     )
-    argv = [sys.executable, "-W", "ignore", "-c", code, place.target]
-    place.field.run(place.site.name, argv, 30, until=place.found)
+
+    def attack(place: Place) -> None:
+        argv = [sys.executable, "-W", "ignore", "-c", code, place.target, str(count), str(pause_s)]
+        place.field.run(place.site.name, argv, 30, until=place.found)
+
+    return attack
 
 
 def hydra(service: str, *options: str, tasks: int = 4) -> Attack:
@@ -406,10 +417,12 @@ def service_attacks() -> Iterator[Row]:
         "slowhttptest -H", 4, slowloris, rules("slowloris"), rules("connection-exhaustion"), needs=("nginx",)
     )
     yield from both(web)
-    held = Row(
-        "1200 connections held open", 4, hold_connections, rules("connection-exhaustion"), needs=("nginx",)
+    full, slow = rules("connection-exhaustion"), hold_connections(1500, 0.004)
+    held = Row("1500 connections, 200 a second", 4, slow, full, needs=("nginx",), short=True)
+    yield from both(held)
+    yield from both(
+        replace(held, name="1200 connections at once", attack=hold_connections(1200, 0), short=False)
     )
-    yield from both(replace(held, also=rules("slowloris"), short=True))
     yield from both(
         Row("hydra -t 32 redis", 4, hydra("redis", tasks=32), rules("service-brute-force"), needs=("redis",))
     )

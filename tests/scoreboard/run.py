@@ -16,7 +16,7 @@ import yaml
 from appliance import RunningAppliance
 from lab import Lab
 
-from scoreboard.cases import Place, Row
+from scoreboard.cases import FLOOD_S, Place, Row
 from scoreboard.field import Field, Site
 from scoreboard.usage import Share, Usage
 from scoreboard.watch import AlertTail, Arrival, FirstPacket, LossTail
@@ -25,7 +25,7 @@ from scoreboard.watch import AlertTail, Arrival, FirstPacket, LossTail
 PATIENCE_S = 8.0
 #: After a flood: the engine reads what is waiting, the next one begins in quiet.
 SETTLE_S = 2.0
-TOGETHER = 3
+TOGETHER = 4
 #: Kinds of events about the appliance itself: rules on them are no alarms about the network.
 OWN_KINDS = ("sensor.", "probe.", "output.", "rule.", "rules.", "block.", "outbox.", "firewall.")
 
@@ -131,7 +131,14 @@ def say(text: str) -> None:
 class Match:
     """One appliance and the rows that are played against it."""
 
-    def __init__(self, lab: Lab, folder: Path, rows: Sequence[Row], appliance: RunningAppliance) -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        folder: Path,
+        rows: Sequence[Row],
+        appliance: RunningAppliance,
+        flood_s: float = FLOOD_S,
+    ) -> None:
         self.field = Field(lab, folder)
         self.appliance = appliance
         self.own = own_rules(appliance.rules.read_text())
@@ -142,6 +149,7 @@ class Match:
         #: Alerts that belong to no row; set by :meth:`finish`.
         self.nobodys: list[Arrival] = []
         self._rows = rows
+        self._flood_s = flood_s
         self._began_s = time.monotonic()
 
     @contextlib.contextmanager
@@ -207,7 +215,7 @@ class Match:
         result.began_ns = time.time_ns()
         began_s = time.monotonic()
         try:
-            row.attack(Place(self.field, site, row.family, found))
+            row.attack(Place(self.field, site, row.family, found, self._flood_s))
         except Exception:  # noqa: BLE001 - a tool that fails is a row that failed
             result.error = traceback.format_exc(limit=-1)
         result.tool_s = time.monotonic() - began_s
