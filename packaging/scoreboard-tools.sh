@@ -9,7 +9,8 @@ set -eu
 folder=${1:-${KWSIEM_SCOREBOARD_TOOLS:-/var/cache/kwsiem-scoreboard}}
 PACKAGES="wrk apache2-utils slowhttptest dnsperf unbound iodine redis-server rsync chrony iputils-ping"
 root=$folder/root
-[ "$(cat "$folder/done" 2>/dev/null)" = "$PACKAGES" ] && exit 0
+stamp=$(sha256sum <"$0")
+[ "$(cat "$folder/done" 2>/dev/null)" = "$stamp" ] && exit 0
 printf '\033[1m== %s\033[0m\n' "$PACKAGES into $root" >&2
 rm -rf --one-file-system "$root" "$folder/debs"
 mkdir -p "$root" "$folder/debs"
@@ -44,4 +45,4 @@ chmod 755 "$folder/run"
 for program in wrk ab slowhttptest dnsperf unbound iodine iodined redis-server rsync chronyd ping; do
     "$folder/run" sh -c "command -v $program" >/dev/null || { echo "$program is missing in $root" >&2; exit 1; }
 done
-printf '%s\n' "$PACKAGES" >"$folder/done"
+printf '%s\n' "$stamp" >"$folder/done"

@@ -131,7 +131,9 @@ def copies(ours: Field, site: Site) -> str:
 
     def copy(n: int) -> None:
         options = [word for word in shell[1:] if word not in ("-q", "-n")]
-        ours.run(site.name, ["scp", *options, f"{target}:{tree}/file{n}", str(ours.folder / f"scp{n}")], 90)
+        ours.run(
+            site.name, ["scp", "-O", *options, f"{target}:{tree}/file{n}", str(ours.folder / f"scp{n}")], 90
+        )
 
     with ThreadPoolExecutor(50) as pool:
         list(pool.map(copy, range(50)))

@@ -57,7 +57,7 @@ def flood_table(results: Sequence[Result]) -> str:
                 result.row.id,
                 f"{result.packets:,}",
                 f"{result.packets / max(result.tool_s, 0.1) / 1000:,.0f}",
-                *(f"{100 * cost / seconds:.0f} %" for cost in costs),
+                *(f"{100 * cost / seconds:.1f} %" for cost in costs),
                 told or "none",
             )
 
