@@ -41,7 +41,8 @@ class Alert(msgspec.Struct, kw_only=True):
     Times are nanoseconds since 1970 (wall time). ``identity`` maps the rule's group-by fields to their
     values; ``count`` is the number of matching events of the incident so far; ``values`` the distinct
     values that a value_count rule counted (bounded); ``evidence`` the first and the latest events as
-    flat ECS fields, each with its ``kind`` and ``ts_ns`` (kernel time). ``block`` is what the rule asks the
+    flat ECS fields, each with its ``kind``, ``ts_ns`` (kernel time) and ``grade`` (``proven`` when it proves
+    its source, else ``spoofable``). ``block`` is what the rule asks the
     guard for when the incident opens: ``value`` (an address), ``for_s``, ``spoofable`` (the rule wants it on
     evidence that can be forged too), ``evidence`` (``proven`` or ``spoofable``).
     """

@@ -2,7 +2,8 @@
 
 One decoder for each run of a probe. The common case, a block of nothing but valid ``value`` records, is
 one call into msgspec; a block with anything else in it is taken line by line. bpftrace's versions differ:
-integers may come as text, bytes >= 0x80 as ``\\uffffffXX`` or raw, the count of lost events in hexadecimal.
+integers may come as text, bytes >= 0x80 as ``\\uffffffXX`` or raw, the count of lost events in hexadecimal,
+a field of type ``bytes`` as text with ``\\xNN`` or as a list of numbers.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from typing import Any, Final, Union
 
 import msgspec
 
-from kwsiem.event import HEARTBEAT_KIND, HEARTBEAT_NUMBER, TEXT_TYPES, Event, EventKind, event_class
+from kwsiem.event import HEARTBEAT_KIND, HEARTBEAT_NUMBER, Event, EventKind, event_class
 from kwsiem.messages import ProbeKinds
 
-#: A longer line is dropped and counted; the longest legal record is far below (a map of 4,096 keys: 90 kB).
-MAX_LINE_BYTES: Final = 256 * 1024
+#: A longer line is dropped and counted; the longest legal record is a map of 8,192 keys: 350 kB.
+MAX_LINE_BYTES: Final = 512 * 1024
 
 #: Records that bpftrace writes by itself: at start, and every map at its end. They say nothing to us.
 _CONTROL_TYPES: Final = frozenset({"attached_probes", "map"})
@@ -29,6 +30,8 @@ _OTHER_TYPES: Final = frozenset(
 _LOST: Final = re.compile(rb'^\{"type": *"lost_events".*"events": *([0-9a-f]{1,16})\b')
 #: A byte >= 0x80 as bpftrace 0.17 and later print it on x86-64: U+FFFF, then ``ff`` and two hex digits.
 _ESCAPED_BYTES: Final = re.compile("(?:\uffffff[89a-f][0-9a-f])+")
+#: A byte as ``buf()`` prints it up to 0.23, one as ``str()`` does, and what 0.14 to 0.16 passed through.
+_ONE_BYTE: Final = re.compile("\\\\x([0-9A-Fa-f]{2})|\uffffff([89a-f][0-9a-f])|([^\0-\x7f]+?)")
 
 #: A byte that is not part of UTF-8, as Python's surrogateescape marks it.
 _RAW_BYTE: Final = re.compile("[\udc80-\udcff]")
@@ -58,8 +61,7 @@ class LineDecoder:
         self._arity = {number: len(kind.wire_fields) + 2 for number, kind in numbers.items()}
         self._arity[HEARTBEAT_NUMBER] = 2
         self._text_attributes: dict[type[Event], tuple[str, ...]] = {
-            cls: tuple(f.attribute for f in cls.KIND.wire_fields if f.type in TEXT_TYPES)
-            for cls in self.classes
+            cls: tuple(f.attribute for f in cls.KIND.wire_fields if f.type == "str") for cls in self.classes
         }
         record = msgspec.defstruct(
             "Value",
@@ -68,7 +70,7 @@ class LineDecoder:
             tag_field="type",
             gc=False,
         )
-        self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(record, strict=False)
+        self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(record, strict=False, dec_hook=_bytes)
         self._tail = b""
         self._skipping = False
 
@@ -213,3 +215,23 @@ def _bytes_to_text(found: re.Match[str]) -> str:
     run = found[0]
     data = bytes(int(run[start + 3 : start + 5], 16) for start in range(0, len(run), 5))
     return data.decode("utf-8", "backslashreplace")
+
+
+def _bytes(_type: type, value: Any) -> str:
+    """Bytes in any of bpftrace's forms as text, each character one byte. Raises ValueError for what is none.
+
+    A backslash that was in the data itself cannot be told from one that bpftrace put before ``xNN``.
+    """
+    if isinstance(value, str):
+        if value.isascii() and "\\" not in value:
+            return value
+        return _ONE_BYTE.sub(_to_bytes, value)
+    if isinstance(value, list) and all(type(number) is int and -128 <= number <= 255 for number in value):
+        return "".join([chr(number & 255) for number in value])
+    raise ValueError("expected bytes as text or as a list of numbers")
+
+
+def _to_bytes(found: re.Match[str]) -> str:
+    if digits := found[1] or found[2]:
+        return chr(int(digits, 16))
+    return found[3].encode("utf-8", "surrogatepass").decode("latin-1")

@@ -29,7 +29,7 @@ from kwsiem.alert import (
 )
 from kwsiem.attack import threat
 from kwsiem.clock import iso
-from kwsiem.event import as_ip
+from kwsiem.derive import as_ip
 from kwsiem.text import clean
 
 VENDOR: Final = "KernelWatch"
@@ -60,6 +60,8 @@ ECS_FIELDS: Final[Mapping[str, str]] = {
     "destination.port": "port",
     "dns.id": "keyword",
     "dns.question.name": "keyword",
+    "dns.question.registered_domain": "keyword",
+    "dns.question.subdomain": "keyword",
     "dns.question.type": "keyword",
     "dns.response_code": "keyword",
     "error.message": "keyword",

@@ -8,14 +8,12 @@ contract of a kind (:class:`EventKind`) comes from the header of the probe that 
 
 from __future__ import annotations
 
-import functools
-import ipaddress
-import socket
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 import msgspec
+
+from kwsiem.derive import DERIVATIONS, Derivation
 
 #: Wire types of a probe header, and the Python type that carries each.
 FIELD_TYPES: Final[Mapping[str, type]] = {
@@ -43,6 +41,20 @@ INTEGER_BOUNDS: Final[Mapping[str, tuple[int, int]]] = {
     "ts": (0, 2**64 - 1),
     "i64": (-(2**63), 2**63 - 1),
 }
+
+
+class _AnyText(type):
+    def __instancecheck__(cls, value: object) -> bool:
+        return isinstance(value, str)
+
+
+class WireBytes(metaclass=_AnyText):
+    """What the struct of an event declares a field of type ``bytes`` as: text, each character one byte.
+
+    bpftrace's versions print bytes as text or as a list of numbers. A type that msgspec does not know goes
+    through the decoder's hook, which makes one form of them; all other fields are none the slower.
+    """
+
 
 HEARTBEAT_NUMBER: Final = 0
 HEARTBEAT_KIND: Final = "sensor.heartbeat"
@@ -103,47 +115,25 @@ class EventKind(msgspec.Struct, frozen=True):
         """The fields that stand in the tuple, in its order."""
         return tuple(field for field in self.fields if not field.derived_from)
 
-
-@lru_cache(maxsize=65536)
-def as_ip(text: str) -> str | None:
-    """The canonical form of an address written as text, or None when it is none.
-
-    An IPv4-mapped IPv6 address becomes plain IPv4, so that one host has one name in every rule.
-    """
-    try:
-        socket.inet_pton(socket.AF_INET, text)  # four decimal numbers without leading zeros: canonical
-    except (OSError, ValueError):
-        return _as_ipv6(text)
-    return text
+    @property
+    def derivations(self) -> dict[str, Derivation]:
+        """How each of its derived fields follows, by name."""
+        return derivations_of({field.name for field in self.wire_fields})
 
 
-@functools.lru_cache(maxsize=8192)
-def _as_ipv6(text: str) -> str | None:
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return None
-    mapped = getattr(address, "ipv4_mapped", None)
-    return str(mapped or address)
-
-
-#: Derived fields: name -> (source field, type, function). A kind that has the source field and not the
-#: name itself gets it. ECS: ``source.address`` may be a name; ``source.ip`` is set when it is an address.
-DERIVED_FIELDS: Final[Mapping[str, tuple[str, str, Callable[[str], Any]]]] = {
-    "source.ip": ("source.address", "ip", as_ip),
-    "destination.ip": ("destination.address", "ip", as_ip),
-}
+def derivations_of(names: Collection[str]) -> dict[str, Derivation]:
+    """How each field follows that a tuple with these fields does not have and gives, by name."""
+    found: dict[str, Derivation] = {}
+    for each in DERIVATIONS:
+        if each.source in names and each.name not in names and (not each.beside or each.beside in names):
+            found.setdefault(each.name, each)
+    return found
 
 
 def with_derived(fields: Sequence[Field]) -> tuple[Field, ...]:
     """The fields of a tuple followed by those that can be derived from them."""
-    names = {field.name for field in fields}
-    derived = [
-        Field(name, kind, source)
-        for name, (source, kind, _) in DERIVED_FIELDS.items()
-        if source in names and name not in names
-    ]
-    return (*fields, *derived)
+    derived = derivations_of([field.name for field in fields])
+    return (*fields, *(Field(each.name, each.type, each.source) for each in derived.values()))
 
 
 def parse_fields(text: str) -> tuple[Field, ...]:
@@ -174,7 +164,7 @@ class Event(msgspec.Struct, array_like=True, gc=False, forbid_unknown_fields=Tru
     if TYPE_CHECKING:
         KIND: ClassVar[EventKind]
         NUMBER: ClassVar[int]
-        ACCESSORS: ClassVar[tuple[tuple[str, str, Callable[[str], Any] | None], ...]]
+        ACCESSORS: ClassVar[tuple[tuple[str, str, Callable[[Any], Any] | None], ...]]
         ts_ns: int
 
 
@@ -184,7 +174,9 @@ def event_class(kind: EventKind, number: int) -> type[Event]:
     Arity is exact (too few and too many elements are both refused by msgspec); a class is made once for
     each (probe, kind) and lives as long as the probe.
     """
-    fields: list[tuple[str, Any]] = [(f.attribute, FIELD_TYPES[f.type]) for f in kind.wire_fields]
+    fields: list[tuple[str, Any]] = [
+        (f.attribute, WireBytes if f.type == "bytes" else FIELD_TYPES[f.type]) for f in kind.wire_fields
+    ]
     fields.append(("ts_ns", int))
     made = msgspec.defstruct(
         "Event_" + kind.name.replace(".", "_"),
@@ -216,44 +208,77 @@ def event_fields(event: Event) -> dict[str, Any]:
     return found
 
 
-def _accessors(kind: EventKind) -> tuple[tuple[str, str, Callable[[str], Any] | None], ...]:
+def _accessors(kind: EventKind) -> tuple[tuple[str, str, Callable[[Any], Any] | None], ...]:
     """For each field its name, the attribute that holds it, and what derives it from that."""
+    known = kind.derivations
     return tuple(
-        (f.name, _attribute(f.derived_from), DERIVED_FIELDS[f.name][2])
+        (f.name, _attribute(known[f.name].source), known[f.name].get)
         if f.derived_from
         else (f.name, f.attribute, None)
         for f in kind.fields
+        if not f.derived_from or f.name in known  # a snapshot may be of a version that derived more
     )
 
 
 def event_from_fields(cls: type[Event], kind: EventKind, values: Mapping[str, Any], ts_ns: int) -> Event:
     """An event from named values, as rule tests and recorded objects give them.
 
-    Fields that are not named are empty text or 0. Raises ValueError for a field the kind does not have
-    and for a value of the wrong type or out of its type's bounds.
+    A derived field may stand in place of the one it follows from, where that can be told; otherwise it must
+    be what follows. Fields that are not named are empty text or 0. Raises ValueError for a field the kind
+    does not have and for a value of the wrong type or out of its type's bounds.
     """
     known = {field.name: field for field in kind.wire_fields}
-    derived = {field.name: field.derived_from for field in kind.fields if field.derived_from}
-    given = {derived.get(name, name): value for name, value in values.items()}
-    for name in given:
-        if name not in known:
+    derived = kind.derivations
+    given = {name: value for name, value in values.items() if name in known}
+    for name, value in values.items():
+        if name in known:
+            continue
+        if name not in derived:
             raise ValueError(f"kind {kind.name} has no field {name!r}")
-    arguments: list[Any] = []
-    for name, field in known.items():
-        expected = FIELD_TYPES[field.type]
-        value: Any = given.get(name, expected())
-        if type(value) is not expected:
-            raise ValueError(f"{name}: expected {field.type}, got {value!r}")
-        bounds = INTEGER_BOUNDS.get(field.type)
-        if bounds and isinstance(value, int) and not bounds[0] <= value <= bounds[1]:
-            raise ValueError(f"{name}: {value} is out of range for {field.type}")
-        arguments.append(value)
+        _put_source(given, derived[name], value)
+    arguments = [
+        _checked(field, given[name]) if name in given else FIELD_TYPES[field.type]()
+        for name, field in known.items()
+    ]
     made: Any = cls
-    return cast(Event, made(*arguments, ts_ns))
+    event = cast(Event, made(*arguments, ts_ns))
+    for name, each in derived.items():
+        if name in values and each.back is None:
+            follows = each.get(getattr(event, _attribute(each.source)))
+            if follows != values[name]:
+                said = f"{name} cannot be set: it follows from {each.source}, and is {follows!r} here"
+                raise ValueError(f"{said}, not {values[name]!r}")
+    return event
 
 
-def _own(name: str, fields: str, description: str) -> EventKind:
-    return EventKind(name, parse_fields(fields), description)
+def _put_source(given: dict[str, Any], derived: Derivation, value: Any) -> None:
+    """Put what a derived value follows from beside the given ones; what is given itself counts more."""
+    if type(value) is not FIELD_TYPES[derived.type]:
+        raise ValueError(f"{derived.name}: expected {derived.type}, got {value!r}")
+    if derived.back is not None and derived.source not in given:
+        try:
+            given[derived.source] = derived.back(value)
+        except ValueError as error:
+            raise ValueError(f"{derived.name}: {error}") from None
+
+
+def _checked(field: Field, value: Any) -> Any:
+    """A value of that field's type. Raises ValueError."""
+    expected = FIELD_TYPES[field.type]
+    if type(value) is not expected:
+        raise ValueError(f"{field.name}: expected {field.type}, got {value!r}")
+    bounds = INTEGER_BOUNDS.get(field.type)
+    if bounds and isinstance(value, int) and not bounds[0] <= value <= bounds[1]:
+        raise ValueError(f"{field.name}: {value} is out of range for {field.type}")
+    if field.type == "bytes" and isinstance(value, str) and max(value, default="") > "\xff":
+        raise ValueError(f"{field.name}: expected text of one character for each byte, got {value!r}")
+    return value
+
+
+def _own(
+    name: str, fields: str, description: str, *, proof: tuple[tuple[str, int], ...] | None = ()
+) -> EventKind:
+    return EventKind(name, parse_fields(fields), description, proof)
 
 
 #: The kinds that kwsiem emits about itself. Rules can use them like any other; a probe may emit
@@ -288,6 +313,7 @@ OWN_KINDS: Final[Mapping[str, EventKind]] = {
             "source.address:str event.action:str event.reason:str rule.id:str",
             "What became of a block. event.action: blocked, would_block (dry-run), refused (event.reason"
             " names the rule of the guard), released, ended.",
+            proof=None,  # a block that was refused for its evidence must not come back as a proof
         ),
         _own(
             "block.firewall",

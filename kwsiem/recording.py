@@ -3,8 +3,8 @@
 Lines of ours between the probes' lines say whose lines follow and what they mean::
 
     {"type":"kwsiem_host","data":{"host":"web1","offset_ns":…}}
-    {"type":"kwsiem_contract","data":{"probe":"net_tcp","numbers":{"1":{"name":"tcp.syn","fields":[…]}}}}
-    {"type":"kwsiem_probe","data":"net_tcp"}
+    {"type":"kwsiem_contract","data":{"probe":"net","numbers":{"1":{"name":"tcp.syn","fields":[…]}}}}
+    {"type":"kwsiem_probe","data":"net"}
     {"type":"kwsiem_advanced","data":381731000000}
     {"type": "value", "data": [1, "198.51.100.7", …, 381731022702]}
 

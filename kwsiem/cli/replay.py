@@ -54,7 +54,7 @@ def add(commands: Subparsers) -> None:
             "kwsiem replay scan.jsonl",
             "kwsiem replay --rules new-rules.yaml --format cef monday.jsonl.gz tuesday.jsonl.gz",
             "kwsiem replay --diff new-rules.yaml monday.jsonl.gz",
-            "bpftrace -f json probes/net_tcp.bt 4026531840 | kwsiem replay --probe net_tcp -",
+            "bpftrace -f json probes/net.bt 4026531840 | kwsiem replay --probe net -",
         ],
         execute=execute,
     )

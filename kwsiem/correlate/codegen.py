@@ -23,7 +23,7 @@ from msgspec.structs import replace
 
 from kwsiem.correlate.settled import Settled, State
 from kwsiem.correlate.window import Window
-from kwsiem.event import DERIVED_FIELDS, TEXT_TYPES, Event, EventKind, Field
+from kwsiem.event import TEXT_TYPES, Event, EventKind, Field
 from kwsiem.rules.model import (
     STEP_TYPES,
     And,
@@ -131,6 +131,7 @@ class _FunctionMaker:
 
     def __init__(self, kind: EventKind, offset: Callable[[], int], undo: bool) -> None:
         self._kind = kind
+        self._derivations = kind.derivations
         self._undo = undo
         self._offset = offset
         self._names: dict[str, Any] = {}
@@ -363,7 +364,7 @@ class _FunctionMaker:
 
     def _field(self, name: str) -> Field:
         field = self._kind.field(name)
-        if field is None:
+        if field is None or (field.derived_from and name not in self._derivations):
             raise UnknownFieldError(name)
         return field
 
@@ -376,8 +377,10 @@ class _FunctionMaker:
         variable = f"f_{field.attribute}"
         if name not in self._loads:
             if field.derived_from:
-                derive = self._constant("derive", DERIVED_FIELDS[name][2])
-                self._loads[name] = f"{variable} = {derive}(e.{field.derived_from.replace('.', '_')})"
+                derivation = self._derivations[name]
+                derive = self._constant("derive", derivation.get)
+                source = Field(derivation.source, "").attribute
+                self._loads[name] = f"{variable} = {derive}(e.{source})"
             else:
                 keyed = keyword.iskeyword(field.attribute)
                 load = f"getattr(e, {field.attribute!r})" if keyed else f"e.{field.attribute}"

@@ -233,7 +233,7 @@ class Incidents:
             return
         opened = incident.opened
         fields = event_fields(opened)
-        evidence = [{"kind": opened.KIND.name, "ts_ns": opened.ts_ns, **fields}]
+        evidence = [_with_grade(opened, fields)]
         if incident.last is not None:
             evidence += map(evidence_of, incident.events()[1:])
         self.alerts += 1
@@ -301,5 +301,9 @@ def _template(rule: Rule) -> Alert:
 
 
 def evidence_of(event: Event) -> dict[str, Any]:
-    """An event as the flat ECS fields of an alert's evidence, with ``kind`` and ``ts_ns``."""
-    return {"kind": event.KIND.name, "ts_ns": event.ts_ns, **event_fields(event)}
+    """An event as the flat ECS fields of an alert's evidence, with ``kind``, ``ts_ns`` and ``grade``."""
+    return _with_grade(event, event_fields(event))
+
+
+def _with_grade(event: Event, fields: dict[str, Any]) -> dict[str, Any]:
+    return {"kind": event.KIND.name, "ts_ns": event.ts_ns, "grade": _grade(event), **fields}

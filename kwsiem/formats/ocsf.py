@@ -19,7 +19,7 @@ import msgspec
 
 from kwsiem.alert import nest
 from kwsiem.attack import TACTICS, TECHNIQUES
-from kwsiem.event import as_ip
+from kwsiem.derive import as_ip
 from kwsiem.formats.facts import fact, labels, milliseconds, texts, whole
 from kwsiem.formats.fields import ACTIONS, BY_NAME, DETECTED, EVIDENCE, FACTS, INT, LONG, PORT, severity
 

@@ -19,7 +19,8 @@ from typing import Any, Final
 import re2
 from sigma.types import SigmaString, SpecialChars
 
-from kwsiem.event import INTEGER_BOUNDS, TEXT_TYPES, EventKind, Field, as_ip
+from kwsiem.derive import as_ip
+from kwsiem.event import INTEGER_BOUNDS, TEXT_TYPES, EventKind, Field
 from kwsiem.rules.model import (
     And,
     Cidr,

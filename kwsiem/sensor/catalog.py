@@ -3,7 +3,7 @@
 ::
 
     /*
-     * net_tcp - TCP segments that arrive at this host.        name (as the file) and one sentence
+     * net - TCP segments that arrive at this host.        name (as the file) and one sentence
      *
      * sees:      free text, going on on indented lines
      * blind:     what it cannot see
@@ -47,9 +47,9 @@ from kwsiem.event import (
 )
 
 MAX_PROBE_BYTES: Final = 256 * 1024
-#: ``netns``: inode of the sensor's network namespace. ``pam_module`` and ``pam_function``: see
-#: :func:`pam_target`.
-ARGUMENTS: Final = ("netns", "pam_module", "pam_function")
+#: ``netns``: inode of the sensor's network namespace. ``seed``: a number that nobody else knows, for hashes,
+#: new each time the probe starts. ``pam_module`` and ``pam_function``: see :func:`pam_target`.
+ARGUMENTS: Final = ("netns", "seed", "pam_module", "pam_function")
 #: Settings with their bounds; bpftrace before 0.21 refuses strings above 200 bytes.
 SETTINGS: Final[Mapping[str, tuple[int, int]]] = {
     "strlen": (16, 200),
@@ -237,7 +237,8 @@ class _HeaderReader:
             raise ProbeError(f"{where}: event {name}: {error}") from None
         if unusable := _unusable_field([f.name for f in parsed if not f.derived_from]):
             raise ProbeError(f"{where}: event {name}: {unusable}")
-        self._spec.kinds[kind_number] = EventKind(name, parsed)
+        proof = OWN_KINDS[name].proof if name in OWN_KINDS else None
+        self._spec.kinds[kind_number] = EventKind(name, parsed, proof=proof)
         self._key, self._number = "event", kind_number
 
     def _value(self, number: int, key: str, value: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -30,6 +31,8 @@ def argument(name: str) -> str:
     """The value of a positional argument that a probe's header asks for (``catalog`` knows the names)."""
     if name == "netns":
         return str(Path("/proc/self/ns/net").stat().st_ino)
+    if name == "seed":
+        return str(secrets.randbits(32))
     if name in ("pam_module", "pam_function"):
         return pam_target()[name == "pam_function"]
     raise ValueError(f"unknown probe argument {name!r}")

@@ -98,7 +98,7 @@ def test_daily_work_raises_nothing(lab, host, sshd, tmp_path):
             "import socket\nheld = [socket.create_connection((%r, port)) for port in %r for _ in range(3)]\n"
         ) % (own(lab, "friend"), list(ports))
         lab.run("host", [sys.executable, "-W", "ignore", "-c", burst])
-    wait_until(lambda: host.status()["engine"]["lines"]["net_tcp"]["received"] > 100, 15, "traffic was seen")
+    wait_until(lambda: host.status()["engine"]["lines"]["net"]["received"] > 100, 15, "traffic was seen")
     after = [a for a in host.alerts(state=None) if a not in before]
     assert [
         a["rule"]["id"] for a in after if a.get("source", {}).get("ip") in (own(lab, "friend"), target)
@@ -133,7 +133,7 @@ def test_hostile_names_forge_nothing(lab, host, tmp_path):
         "the attempt was seen",
     )
     after = host.status()["engine"]["lines"]
-    assert after["net_tcp"]["rejected"] == before["net_tcp"]["rejected"]
+    assert after["net"]["rejected"] == before["net"]["rejected"]
     assert after["auth_pam"]["rejected"] == before["auth_pam"]["rejected"]
     assert "6.6.6.6" not in (host.state / "alerts.jsonl").read_text()
     recorded = [

@@ -80,17 +80,17 @@ def test_kill_9_of_a_process_is_answered_by_a_new_one(lab, tmp_path, name):
 
 def test_kill_9_of_bpftrace_is_answered_by_a_new_one(lab, tmp_path):
     with RunningAppliance(lab, tmp_path) as appliance:
-        old = appliance.probe("net_tcp")["pid"]
+        old = appliance.probe("net")["pid"]
         os.kill(old, signal.SIGKILL)
         wait_until(
             lambda: (
-                appliance.probe("net_tcp")["pid"] not in (None, old)
-                and appliance.probe("net_tcp")["state"] == "ready"
+                appliance.probe("net")["pid"] not in (None, old)
+                and appliance.probe("net")["state"] == "ready"
             ),
             20,
-            "net_tcp ready again",
+            "net ready again",
         )
-        assert appliance.probe("net_tcp")["restarts"] == 1
+        assert appliance.probe("net")["restarts"] == 1
         knock(lab, range(20, 30))
         appliance.wait_alert("tcp-port-scan")
 
@@ -236,7 +236,7 @@ def test_status_as_json_and_for_people(lab, tmp_path):
     with RunningAppliance(lab, tmp_path) as appliance:
         argv = [*appliance.argv[:4], "status", "--runtime", str(appliance.runtime)]
         done = lab.run("host", argv)
-        assert "net_tcp" in done.stdout
+        assert "net" in done.stdout
         assert "\033" not in done.stdout
         assert json.loads(lab.run("host", [*argv, "--json"]).stdout)["pid"] == appliance.process.pid
     done = lab.run("host", argv, check=False)

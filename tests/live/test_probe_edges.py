@@ -29,9 +29,9 @@ from frames import (
     vlan,
 )
 from lab import Lab, wait_until
-from test_probes import PAM, VERSIONS, RunningProbe, in_root, knock
+from test_probes import PAM, VERSIONS, RunningProbe, in_root, knock, settle
 
-from kwsiem.event import as_ip
+from kwsiem.derive import as_ip
 from kwsiem.sensor.catalog import pam_target
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
@@ -41,27 +41,22 @@ def watched_by_all(lab: Lab, name: str) -> dict[str, RunningProbe]:
     return {version: RunningProbe(lab, name, version) for version in VERSIONS}
 
 
-def settle(probes: dict[str, RunningProbe]) -> None:
-    for probe in probes.values():
-        probe.settle()
-
-
 @pytest.fixture(scope="module")
 def watched():
-    """net_tcp on all versions, after all the traffic of this module's cases."""
+    """The probe net on all versions, after all the traffic of this module's cases."""
     with Lab("host", "peer") as lab:
         for name in ("box1", "box2", "away"):
             lab.add(name)
         ends = lab.bridge("host", "br0", "box1", "box2")
         prepare(lab)
-        probes = watched_by_all(lab, "net_tcp")
+        probes = watched_by_all(lab, "net")
         odd_frames(lab)
         ordinary_connections(lab)
         devices(lab, ends)
-        settle(probes)
+        settle(list(probes.values()))
         before = {version: len(probe.events) for version, probe in probes.items()}
         sent = flood(lab)
-        settle(probes)
+        settle(list(probes.values()))
         yield lab, probes, ends, before, sent
         for probe in probes.values():
             probe.stop()
@@ -108,8 +103,8 @@ def odd_frames(lab: Lab) -> None:
     ethertype, packet = vlan(0x86DD, ip6(me6, host6, six(8003)), 0x8100)
     wire.send(packet, ethertype)
     wire.send(ip4(me, host, four(8004), options=b"\1" * 40))
-    wire.send(ip6(me6, host6, six(8005), [HOP_BY_HOP, OPTIONS, fragment(0, True), OPTIONS]))
-    wire.send(ip6(me6, host6, six(8006), [HOP_BY_HOP, OPTIONS, OPTIONS, OPTIONS, OPTIONS]))
+    wire.send(ip6(me6, host6, six(8005), [HOP_BY_HOP, *[OPTIONS] * 3, fragment(0, True), OPTIONS]))
+    wire.send(ip6(me6, host6, six(8006), [HOP_BY_HOP, *[OPTIONS] * 6]))
     wire.send(ip6(me6, host6, six(8007), [fragment(1, True)]))
     wire.send(ip4(me, host, four(8008), fragment=0x2003))
     wire.send(ip4(me, host, four(8009)[:8], fragment=0x2000))
@@ -156,24 +151,27 @@ def devices(lab: Lab, ends: tuple) -> None:
 
 
 def flood(lab: Lab) -> int:
-    """SYNs from 6,000 forged sources to a port that nobody answers; real connections in the midst of it."""
+    """SYNs from 12,000 forged sources, half of them to one port and half to as many; between them real knocks."""
     host = lab.ip4("host")
     lab.run("host", ["sh", "-c", "ip route add blackhole 10.0.0.0/8"])
     wire = Wire(lab, "peer", "eth0", hardware_address(lab, "host", "eth0").hex())
     packets = [
-        ip4(source, host, tcp(source, host, 1, 8301, SYN))
-        for source in (f"10.{n >> 8}.{n & 255}.1" for n in range(6000))
+        ip4(source, host, tcp(source, host, 1, 8301 if n < 6000 else 10_000 + n, SYN))
+        for n, source in enumerate(f"10.{n >> 8}.{n & 255}.1" for n in range(12_000))
     ]
-    # Just behind a clearing, so that all of it falls into one second.
     with lab.inside("host"):
         server = socket.create_server(("0.0.0.0", 8302))
     with server:
         for n, packet in enumerate(packets):
             wire.send(packet)
-            if n in {2500, 4000, 5999}:
-                knock(lab, "peer", host, 8302)
+            if n in KNOCKS:
+                knock(lab, "peer", host, 8302, 40_000 + n)
     wire.close()
-    return len(packets) + 3
+    return len(packets) + 2 * len(KNOCKS)
+
+
+#: After how many packets of the flood somebody real knocks.
+KNOCKS = (2500, 4000, 5999, 8500, 10_000, 11_999)
 
 
 @pytest.mark.parametrize("port", [8001, 8002, 8003, 8004, 8005])
@@ -184,7 +182,7 @@ def test_a_syn_behind_tags_options_and_extension_headers_counts_once(seen, port)
 
 @pytest.mark.parametrize("port", [8006, 8007, 8008, 8011, 8012, 8013])
 def test_later_fragments_cut_headers_and_frames_for_others_are_nothing(seen, port):
-    """Five extension headers are one more than is looked through."""
+    """Seven extension headers are one more than is looked through."""
     assert not seen("tcp.syn", port) + seen("tcp.probe", port)
 
 
@@ -257,19 +255,34 @@ def test_a_macvlan_counts_once_and_only_our_own_refuses(seen):
 
 
 @pytest.mark.parametrize("version", list(VERSIONS))
-def test_a_forged_flood_is_cut_and_counted_and_hides_no_connection(watched, version):
-    _, probes, _, before, sent = watched
+def test_a_forged_flood_is_cut_and_counted_and_hides_nobody_real(watched, version):
+    lab, probes, _, before, sent = watched
     events = probes[version].events[before[version] :]
-    kinds = collections.Counter(e.KIND.name for e in events)
+    syns = [e for e in events if e.KIND.name == "tcp.syn"]
     lost = collections.Counter()
     for event in events:
         if event.KIND.name == "sensor.lost":
             lost[event.event_reason] += event.event_count
-    assert kinds["tcp.open"] == 3
-    assert kinds["tcp.syn"] + lost["budget"] == sent
-    assert kinds["tcp.syn"] <= 4000  # 2000 in a second, and it may lie across two
-    assert lost["map_full"] > 0 or kinds["tcp.syn"] > 2000
+    assert len(syns) + lost["budget"] + lost["aggregated"] == sent
+    assert len(syns) <= 2000 * 8
+    real = [e.destination_port for e in syns if e.source_ip == lab.ip4("peer")]
+    assert real == [port for n in KNOCKS for port in (8302, 40_000 + n)]
+    assert len([e for e in events if e.KIND.name == "tcp.open"]) == len(KNOCKS)
     assert probes[version].decoder.rejected == {}
+
+
+@pytest.mark.parametrize("version", list(VERSIONS))
+def test_a_flood_is_told_as_a_rate_with_its_number_of_sources(watched, version):
+    lab, probes, _, before, _ = watched
+    rates = [e for e in probes[version].events[before[version] :] if e.KIND.name == "flow.rate"]
+    assert {(e.flow_class, e.destination_ip) for e in rates} == {(1, lab.ip4("host"))}
+    assert sum(e.event_count for e in rates) >= 3000
+    for rate in rates:
+        assert rate.flow_packets & (rate.flow_packets - 1) == 0
+        assert rate.event_count == (256 if rate.flow_packets == 256 else rate.flow_packets // 2)
+        assert rate.flow_packets - len(KNOCKS) <= rate.flow_half_open <= rate.flow_packets
+        # The first 63 of a second are not looked at for their source.
+        assert abs(rate.flow_sources - (rate.flow_packets - 63)) <= 0.1 * rate.flow_packets + 2 * len(KNOCKS)
 
 
 # -- PAM --------------------------------------------------------------------------------------------------

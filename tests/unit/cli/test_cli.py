@@ -53,7 +53,7 @@ def test_check_as_json_names_every_problem(capsys, tmp_path):
 def test_probes_lists_kinds(capsys):
     assert main(["probes", "--json", "--probes", str(SOURCE / "probes")]) == 0
     listed = {probe["name"]: probe for probe in json.loads(capsys.readouterr().out)}
-    assert listed["net_tcp"]["kinds"]["tcp.syn"]["destination.port"] == "port"
+    assert listed["net"]["kinds"]["tcp.syn"]["destination.port"] == "port"
     assert "source.ip" in listed["auth_pam"]["kinds"]["auth.attempt"]
 
 

@@ -16,9 +16,7 @@ def status(**output):
     }  # fmt: skip
     return {
         "engine": {
-            "lines": {
-                "net_tcp": {"received": 9, "accepted": 7, "rejected": {"json": 1, "type": 1}, "lost": 3}
-            },
+            "lines": {"net": {"received": 9, "accepted": 7, "rejected": {"json": 1, "type": 1}, "lost": 3}},
             "alerts": {"raised": 10, "acknowledged": 9, "waiting": 1, "dropped": 0},
         },
         "courier": {"outputs": [{**account, **output}]},
@@ -29,7 +27,7 @@ def test_the_ledger_balances_only_if_all_of_it_does():
     assert ledger(status())["balanced"]
     assert not ledger(status(balanced=False))["balanced"]
     lost_line = status()
-    lost_line["engine"]["lines"]["net_tcp"]["accepted"] = 6
+    lost_line["engine"]["lines"]["net"]["accepted"] = 6
     assert not ledger(lost_line)["balanced"]
     lost_alert = status()
     lost_alert["engine"]["alerts"]["acknowledged"] = 8
@@ -51,7 +49,7 @@ def test_metrics_are_in_the_exposition_format():
     lines = text.splitlines()
     assert all(line.startswith("# ") or sample.match(line) for line in lines)
     assert r'kwsiem_output_alerts{output="si\"em",fate="waiting"} 2' in lines
-    assert 'kwsiem_lines_total{probe="net_tcp",result="rejected",reason="json"} 1' in lines
+    assert 'kwsiem_lines_total{probe="net",result="rejected",reason="json"} 1' in lines
     named = {line.split("{")[0].split(" ")[0] for line in lines if not line.startswith("#")}
     typed = {line.split(" ")[2] for line in lines if line.startswith("# TYPE")}
     assert named == typed

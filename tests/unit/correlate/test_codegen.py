@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from kwsiem.correlate.codegen import MIN_GROUP
 from kwsiem.correlate.engine import Engine
-from kwsiem.event import EventKind, as_ip, event_class, parse_fields
+from kwsiem.derive import as_ip
+from kwsiem.event import EventKind, event_class, parse_fields
 from kwsiem.rules.model import (
     And,
     Cidr,

@@ -228,7 +228,9 @@ def test_an_alert_says_why_with_values_and_evidence():
     alert = Run(rule(distinct(3, 60))).send(("a", 7, S), ("a", 8, 2 * S), ("a", 9, 3 * S)).alerts[0]
     assert alert.reason == "3 distinct test.value in 1m (at least 3): 7, 8, 9"
     assert alert.values == [7, 8, 9]
-    assert alert.evidence == [{"kind": "t.e", "ts_ns": 3 * S, "source.ip": "a", "test.value": 9}]
+    assert alert.evidence == [
+        {"kind": "t.e", "ts_ns": 3 * S, "grade": "spoofable", "source.ip": "a", "test.value": 9}
+    ]
     assert (alert.first_ns, alert.last_ns) == (S, 3 * S)
 
 

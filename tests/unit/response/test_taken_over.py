@@ -19,12 +19,12 @@ ROUNDS = 20_000
 VALUES = (
     "198.51.100.7", "192.0.2.1", "127.0.0.1", "::ffff:192.0.2.1", "0.0.0.0/0", "", "x" * 70_000, "\ud800".encode("utf-8", "surrogatepass"),
     0, 1, -1, 600, 2**31, 2**63 - 1, 2**64 - 1, -(2**63), 1.5, float("inf"), None, True, [], {}, ["a"] * 1000, {"a": {"b": 1}}, b"\xff\x00",
-    "proven", "spoofable", "block_request", "ready", "stats", "net_tcp", "../../etc/passwd", "A\nB",
+    "proven", "spoofable", "block_request", "ready", "stats", "net", "../../etc/passwd", "A\nB",
 )  # fmt: skip
 MESSAGES = (
     {"type": "ready", "pid": 1},
-    {"type": "heartbeat", "probe": "net_tcp", "generation": 1, "ts_ns": 1},
-    {"type": "probe_drained", "probe": "net_tcp", "generation": 1},
+    {"type": "heartbeat", "probe": "net", "generation": 1, "ts_ns": 1},
+    {"type": "probe_drained", "probe": "net", "generation": 1},
     {"type": "rules_taken", "sha256": "x", "rules": 1, "took_ms": 1.0},
     {"type": "block_request", "alert_id": "A", "rule_id": "r", "value": "198.51.100.7", "for_s": 600, "evidence": "proven", "spoofable": True, "reason": "x"},
     {"type": "block_withdrawn", "alert_id": "A", "rule_id": "r", "value": "198.51.100.7"},
