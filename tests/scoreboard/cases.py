@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from lab import wait_until
 
 from scoreboard.field import Field, Site, unpacked
 
@@ -201,16 +204,16 @@ def scans() -> Iterator[Row]:
     cut = SCAN | rules("tcp-stealth-scan-null", "tcp-stealth-scan-other")
     yield Row("nmap -sS -f", 4, nmap("-sS", "-f", "-p", ANY_SCAN), cut, cut, note="nmap fragments IPv4 only")
     true = SCAN | rules("distributed-scan")
-    random = Row(
+    forged = Row(
         "nmap -sS -D RND:8", 4, decoys(["RND:8"]), rules("scan-with-decoys"), true, forged=True, short=True
     )
     # nmap makes no random IPv6 addresses; the probe and the rules take a /64 for one source.
     others = [f"2001:db8:d{n}::{n}" for n in range(1, 9)]
     near = rules("scan-with-decoys", *SCAN)
-    yield random
-    yield replace(random, name="nmap -sS -D, 8 networks", family=6, attack=decoys(others))
+    yield forged
+    yield replace(forged, name="nmap -sS -D, 8 networks", family=6, attack=decoys(others))
     yield replace(
-        random, name="nmap -sS -D, in its own /64", family=6, attack=neighbours, expect=near, short=False
+        forged, name="nmap -sS -D, in its own /64", family=6, attack=neighbours, expect=near, short=False
     )
     yield from both(
         Row("nmap -sS --data-length 24", 4, nmap("-sS", "--data-length", "24", "-p", ANY_SCAN), SCAN, SCAN)
@@ -235,7 +238,7 @@ def scans() -> Iterator[Row]:
 
 
 def hping(*options: str) -> Attack:
-    """As fast as it can for five seconds; the host can answer forged sources."""
+    """As fast as it can; the host can answer forged sources."""
 
     def attack(place: Place) -> None:
         with place.field.gateway(place.site, 4):
@@ -327,8 +330,6 @@ def web_flood(place: Place) -> None:
 
 def tunnel_names(place: Place) -> None:
     """Names as a tunnel makes them: 400 different ones of 50 letters under one domain, 40 a second."""
-    import random
-
     chance = random.Random(place.family)
     letters = "abcdefghijklmnopqrstuvwxyz234567"
     names = place.field.folder / f"tunnel-{place.family}"
@@ -352,8 +353,6 @@ def iodine(place: Place) -> None:
         unpacked("iodine", "-f", "-r", "-T", "TXT", "-P", "secret", "-d", "dns0", own, "t.tunnel-test.org"),
     )
     try:
-        from lab import wait_until
-
         wait_until(
             lambda: "10.99.0." in lab.run("host", ["ip", "-4", "address"]).stdout, 25, "the tunnel is up"
         )

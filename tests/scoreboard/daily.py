@@ -204,13 +204,12 @@ def office(ours: Field, site: Site) -> str:
     """A hundred browsers behind the one address of a gateway that masquerades."""
     lab = ours.lab
     lab.add("desks")
-    gateway, desk = lab.link(site.name, "desks")
+    gateway, _ = lab.link(site.name, "desks")
     lab.sysctl(site.name, "net/ipv4/ip_forward", "1")
     lab.run(
         site.name, ["iptables", "-t", "nat", "-A", "POSTROUTING", "-o", site.own.device, "-j", "MASQUERADE"]
     )
     lab.ip("desks", "route", "replace", "default", "via", gateway.ip4)
-    del desk
     argv = [sys.executable, "-W", "ignore", str(HERE / "browsers.py"), site.host.ip4, str(SPAN_S)]
     return f"100 browsers, answers {ours.run('desks', argv, SPAN_S + 30).strip()}"
 

@@ -130,7 +130,8 @@ class Field:
 
     def start(self, name: str, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
         """Starts a server; what it says goes to a file of the folder; it ends with the laboratory."""
-        with self._lock, (self.folder / f"{name}-{Path(argv[-1]).name[:20]}.log").open("wb") as log:
+        program = argv[1] if argv[0] == str(TOOLS / "run") else argv[0]
+        with self._lock, (self.folder / f"{name}-{program}.log").open("wb") as log:
             options.setdefault("stdout", log)
             options.setdefault("stderr", log)
             return self.lab.popen(name, argv, stdin=subprocess.DEVNULL, **options)
@@ -146,7 +147,7 @@ class Field:
             self.lab.ip("host", *route, "route", "del", "default")
 
     def received(self, device: str) -> int:
-        """Packets that a device of the host received (nsenter: /sys shows the devices of who mounted it)."""
+        """Packets that a device of the host has received."""
         words = self.lab.ip("host", "-s", "-o", "link", "show", "dev", device).partition("RX:")[2]
         return int(words.split("\\")[1].split()[1])
 
