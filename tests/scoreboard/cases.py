@@ -186,7 +186,8 @@ def scans() -> Iterator[Row]:
             expect = rules(f"tcp-stealth-scan-{name}")
         else:
             expect = SCAN if option in ("-sS", "-sT") else rules("tcp-ack-scan")
-        also = SCAN if expect == SCAN else rules()
+        # Closed ports answer FIN, NULL and XMAS with a refusal: first contacts that fail.
+        also = SCAN if expect == SCAN else rules("tcp-scan-sequential")
         row = Row(
             f"nmap {option}",
             4,
