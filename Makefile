@@ -50,6 +50,10 @@ bench: setup-test  ## the benchmarks; figures, never pass or fail
 	$(SUDO) $(BIN)/python bench/live.py
 	$(SUDO) $(BIN)/python bench/firewall.py
 	$(SUDO) $(BIN)/python bench/blocking.py
+	$(SUDO) $(BIN)/python bench/net.py idle
+	$(SUDO) $(BIN)/python bench/net.py overhead
+	$(SUDO) $(BIN)/python bench/net.py latency
+	$(SUDO) $(BIN)/python bench/net.py flood
 
 faults: setup-test  ## 1,000,000 alerts through every fault; writes docs/delivery.md
 	$(SUDO) $(BIN)/python tests/faults --write docs/delivery.md

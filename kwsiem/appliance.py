@@ -103,7 +103,7 @@ class Appliance:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
             self._record_fd = os.open(self.settings.record, flags, 0o600)
         self.watch = FolderWatch()
-        self.wait_for(self.watch.fileno(), self.watch.clear)
+        self.wait_for(self.watch.fileno(), self._hinted)
         self.control = ControlServer(self.settings.control_socket, self.answer)
         self.wait_for(self.control.fileno(), self.control.serve)
         self._start_workers(clock.monotonic_s())
@@ -303,6 +303,11 @@ class Appliance:
         if loaded.problems:
             raise ConfigError("\n".join(loaded.problems))
         self._offers = [(RulesOffer(sha256=loaded.sha256, size=loaded.size), loaded.fd)]
+
+    def _hinted(self) -> None:
+        """Something changed in a folder that is watched."""
+        self.watch.clear()
+        self.rules.hint()
 
     def _follow_rules(self, now_s: float) -> None:
         self.rules.enforce(now_s)

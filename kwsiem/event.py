@@ -58,6 +58,9 @@ class WireBytes(metaclass=_AnyText):
 
 HEARTBEAT_NUMBER: Final = 0
 HEARTBEAT_KIND: Final = "sensor.heartbeat"
+LOST_KIND: Final = "sensor.lost"
+#: Reasons of ``sensor.lost`` for which an event that is missing may have happened.
+LOSSES: Final = frozenset({"budget", "ring_buffer", "map_full"})
 
 
 def _attribute(name: str) -> str:
@@ -287,10 +290,11 @@ OWN_KINDS: Final[Mapping[str, EventKind]] = {
     kind.name: kind
     for kind in (
         _own(
-            "sensor.lost",
+            LOST_KIND,
             "probe.name:str event.reason:str event.count:u64",
             "Events the sensor did not see or did not pass on. event.reason: ring_buffer (bpftrace could"
-            " not keep up), budget (held back by the probe), map_full (sources beyond a map's size).",
+            " not keep up), budget (held back by the probe), map_full (beyond a map's size), aggregated (held back"
+            " and told by flow.source and flow.rate), untracked (connections not followed to their end).",
         ),
         _own(
             "sensor.probe",

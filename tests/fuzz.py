@@ -52,7 +52,9 @@ CLASSES = {name: event_class(kind, number) for number, (name, kind) in enumerate
 ADDRESSES = {"w.a": ("source.ip", "destination.ip"), "w.b": ("client.ip",)}
 TEXTS = {"w.a": "user.name", "w.b": "process.name"}
 NUMBERS = {"w.a": ("test.value", "test.other"), "w.b": ("test.size",)}
-WIDE = tuple(f"wide-{kind}" for kind in streams.TYPES)
+#: A sequential test has steps of one kind of group alone.
+WIDE_TYPES = tuple(kind for kind in streams.TYPES if kind != "sequential_test")
+WIDE = tuple(f"wide-{kind}" for kind in WIDE_TYPES)
 TYPES = (*streams.TYPES, *WIDE)
 
 
@@ -200,7 +202,7 @@ def wide_rule(rng: Random, kind: str, name: str = "r", level: int = 0) -> Rule:
 def _wide_chain(rng: Random, name: str, level: int) -> Rule:
     """Correlations and events side by side; two levels, now and then three."""
     kind = rng.choice(("event_count", "value_count", "temporal", "sequence", "absent"))
-    deeper = [k for k in streams.TYPES if k != "chain"] + (["chain"] if level < 1 else [])
+    deeper = [k for k in WIDE_TYPES if k != "chain"] + (["chain"] if level < 1 else [])
     steps: list[Step] = []
     for n in range(2 if kind == "absent" else rng.randrange(1 + (kind == "sequence"), 4)):
         if n == 0 or rng.random() < 0.4:

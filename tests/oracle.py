@@ -75,6 +75,9 @@ def incidents(rule: Rule, events: list[Happening], until_ns: int) -> list[Incide
     found: list[Incident] = []
     for group in dict.fromkeys(hit.group for hit in hits):
         mine = [hit for hit in hits if hit.group == group]
+        if rule.correlation.type == "sequential_test":
+            found += _tested(rule, _outcomes(rule.correlation, mine, until_ns))
+            continue
         if rule.correlation.type == "absent":
             mine = _unanswered(rule.correlation, mine, until_ns)
         found += _of_group(rule, mine)
@@ -177,6 +180,64 @@ def _unanswered(correlation: Correlation, hits: list[Hit], until_ns: int) -> lis
     return found
 
 
+class Outcome(NamedTuple):
+    """A first contact: when its outcome was sure, when it was first tried, whether it failed."""
+
+    hit: Hit
+    begun_ns: int
+    failed: bool
+
+
+def _outcomes(correlation: Correlation, hits: list[Hit], until_ns: int) -> list[Outcome]:
+    """The outcomes of the first contacts of one group, in the order in which they are sure."""
+    assert correlation.sequential is not None
+    found = []
+    for contact in dict.fromkeys(hit.value for hit in hits):
+        tries = [hit for hit in hits if hit.value == contact]
+        while tries:
+            first = tries[0]
+            due_ns = first.ts_ns + correlation.sequential.wait_ns
+            answers = [hit for hit in tries if hit.steps & {1, 2}]
+            if answers and (answers[0] is first or answers[0].ts_ns < due_ns):
+                found.append(Outcome(answers[0], first.ts_ns, 1 not in answers[0].steps))
+            elif due_ns <= until_ns:
+                found.append(Outcome(first._replace(order=(due_ns, -1, first.order[1])), first.ts_ns, True))
+            tries = [hit for hit in tries if hit.ts_ns >= first.ts_ns + correlation.timespan_ns]
+    return sorted(found, key=lambda outcome: outcome.hit.order)
+
+
+def _tested(rule: Rule, outcomes: list[Outcome]) -> list[Incident]:
+    """The incidents of one group: the likelihood ratio of Jung et al., in exact fractions."""
+    test = rule.correlation.sequential
+    assert test is not None
+    benign, scanner = Fraction(str(test.benign)), Fraction(str(test.scanner))
+    missed, alarm = Fraction(str(test.missed)), Fraction(str(test.false_alarm))
+    found: list[Incident] = []
+    counted: list[Outcome] = []
+    quiet_ns: int | None = None
+    for outcome in outcomes:
+        now_ns = outcome.hit.ts_ns
+        if quiet_ns is not None and now_ns <= quiet_ns:
+            if outcome.failed:
+                found[-1].total += 1
+                quiet_ns = now_ns + rule.suppress_ns
+            continue
+        quiet_ns = None
+        counted = [one for one in counted if one.begun_ns > now_ns - rule.correlation.timespan_ns]
+        counted.append(outcome)
+        bad = sum(one.failed for one in counted)
+        good = len(counted) - bad
+        ratio = ((1 - scanner) / (1 - benign)) ** bad * (scanner / benign) ** good
+        if outcome.failed and ratio >= (1 - missed) / alarm:
+            first_ns = min(one.begun_ns for one in counted)
+            found.append(Incident(outcome.hit.group, outcome.hit.order, first_ns, bad, bad))
+            quiet_ns = now_ns + rule.suppress_ns if rule.suppress_ns else None
+            counted = []
+        elif not outcome.failed and ratio <= missed / (1 - alarm):
+            counted = []
+    return found
+
+
 # -- from events to hits
 
 
@@ -196,6 +257,8 @@ def _hits(rule: Rule, events: list[Happening], until_ns: int) -> list[Hit]:
             if step.inner is None and _meets(rule, step, event):
                 own = (step.group_by or correlation.group_by, step.field or correlation.field)
                 met.setdefault(own, set()).add(place)
+        if correlation.sequential:
+            met = {(own[0], correlation.sequential.contact): places for own, places in met.items()}
         found += _once([_hit(event, number, own, frozenset(places)) for own, places in met.items()])
     return sorted(found, key=lambda hit: hit.order)
 
@@ -215,8 +278,11 @@ def _hit(
 ) -> Hit | None:
     """The hit of an event; none when its group or its value is not known."""
     group = tuple(event.fields.get(name) for name in own[0])
-    value = event.fields.get(own[1]) if own[1] else 0
-    if any(part in (None, "") for part in (*group, value)):
+    value = event.fields.get(own[1]) if own[1] and isinstance(own[1], str) else 0
+    parts: tuple[Any, ...] = (value,)
+    if isinstance(own[1], tuple):
+        value = parts = tuple(event.fields.get(name) for name in own[1])
+    if any(part in (None, "") for part in (*group, *parts)):
         return None
     return Hit((event.ts_ns, number, 1), group, value, steps, event.ts_ns)
 

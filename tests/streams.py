@@ -8,7 +8,7 @@ from typing import NamedTuple
 import oracle
 
 from kwsiem.event import Event, EventKind, event_class, parse_fields
-from kwsiem.rules.model import Compare, Constant, Correlation, Expr, Not, Number, Rule, Step
+from kwsiem.rules.model import Compare, Constant, Correlation, Expr, Not, Number, Rule, Sequential, Step, Text
 
 KIND = EventKind("t.e", parse_fields("source.ip:ip test.value:u32 user.name:str"))
 OTHER = EventKind("t.f", parse_fields("client.ip:ip test.value:u32"))
@@ -21,7 +21,7 @@ BEGIN = 400
 END_NS = 10**15
 TYPES = (
     "any", "event_count", "value_count", "temporal", "sequence", "absent", "value_sum", "value_avg",
-    "value_percentile", "value_median", "chain",
+    "value_percentile", "value_median", "sequential_test", "chain",
 )  # fmt: skip
 OPERATORS = ("gte", "gt", "lt", "lte", "eq", "neq")
 IP = ("source.ip",)
@@ -94,7 +94,7 @@ def rule(rng: random.Random, kind: str, name: str = "r", level: int = 0) -> Rule
     )
     events_of = rng.choice((("t.e",), ("t.e",), ("t.e", "t.g")))
     steps: tuple[Step, ...] = ()
-    op, value, field, percentile = "gte", 1, "", 50
+    op, value, field, percentile, sequential = "gte", 1, "", 50, None
     if kind in ("event_count", "value_count"):
         op = rng.choice(("gte", "gte", "gt", *OPERATORS))
         value = rng.randrange(1, 6)
@@ -105,6 +105,15 @@ def rule(rng: random.Random, kind: str, name: str = "r", level: int = 0) -> Rule
         steps = tuple(Step(f"s{n}", predicate(rng), counts[n]) for n in range(number))
         value = rng.randrange(1, number + 1) if kind == "temporal" else 1
         op = rng.choice(("gte", "gte", *OPERATORS)) if kind == "temporal" else "gte"
+    elif kind == "sequential_test":
+        # What was tried meets the first part; who answers, the second or the third.
+        names = rng.sample(("a", "b", "c"), 2)
+        steps = (
+            Step("s0", Constant(True) if rng.random() < 0.5 else predicate(rng)),
+            *(Step(f"s{n}", Text("user.name", "equals", (name,))) for n, name in enumerate(names, 1)),
+        )
+        group_by = IP
+        sequential = odds(rng, timespan_ns)
     elif kind.startswith("value_"):
         op, value, field = rng.choice(OPERATORS), rng.choice((rng.randrange(1, 12), 1.5)), "test.value"
         percentile = rng.choice((0, 10, 50, 90, 95, 100))
@@ -117,10 +126,20 @@ def rule(rng: random.Random, kind: str, name: str = "r", level: int = 0) -> Rule
         group_by, steps, events_of = _of_two_kinds(rng, kind, steps)
     correlation = Correlation(
         kind, group_by, timespan_ns=0 if kind == "any" else timespan_ns, field=field, op=op, value=value,
-        steps=steps, percentile=percentile,
+        steps=steps, percentile=percentile, sequential=sequential,
     )  # fmt: skip
     gate = Constant(True) if "t.f" in events_of else predicate(rng)
     return _rule(name, events_of, gate, correlation, rng.choice((0, 1, 4, 12, 60)) * QUARTER)
+
+
+def odds(rng: random.Random, timespan_ns: int) -> Sequential:
+    """A sequential test that a few failures make fire, some of its bounds met exactly."""
+    benign, scanner = rng.choice(((0.8, 0.2), (0.5, 0.25), (0.9, 0.3)))
+    false_alarm = rng.choice((0.01, 0.05, 0.2, 0.3))
+    missed = rng.choice((0.01, 0.2, 0.36))
+    wait_ns = rng.randrange(1, max(2, timespan_ns // QUARTER)) * QUARTER // rng.choice((1, 1, 2))
+    contact = rng.choice((("test.value",), ("test.value",), ("test.value", "user.name")))
+    return Sequential(contact, min(wait_ns, timespan_ns - 1), benign, scanner, false_alarm, missed)
 
 
 def _of_two_kinds(rng: random.Random, kind: str, steps: tuple[Step, ...]):

@@ -10,10 +10,10 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Final
+from importlib import import_module
+from typing import Any, Final
 
 from kwsiem import __version__
-from kwsiem.cli import blocks, check, outputs, probes, replay, rules, run, simulate, stats, status
 from kwsiem.errors import (
     EXIT_CHECK_FAILED,
     EXIT_CONFIG,
@@ -23,7 +23,9 @@ from kwsiem.errors import (
     UnavailableError,
 )
 
-_GROUPS: Final = (run, status, stats, check, probes, rules, outputs, blocks, replay, simulate)
+_GROUPS: Final = (
+    "run", "status", "stats", "check", "probes", "rules", "outputs", "blocks", "replay", "simulate"
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,9 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"kwsiem {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for group in _GROUPS:
+    words = sys.argv[1:] if argv is None else argv
+    for group in _groups(words):
         group.add(commands)
-    options = parser.parse_args(argv)
+    options = parser.parse_args(words)
     try:
         code: int = options.execute(options)
         sys.stdout.flush()
@@ -55,6 +58,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return code
+
+
+def _groups(words: Sequence[str]) -> list[Any]:
+    """The modules of the commands: where a command has one of its name, that one alone.
+
+    The sensor is the process of ``kwsiem run``; it would keep all that the others import as long as it lives.
+    """
+    names = [name for name in _GROUPS if words and words[0] == name] or _GROUPS
+    return [import_module(f"{__name__}.{name}") for name in names]
 
 
 def _fail(error: KwsiemError, code: int) -> int:

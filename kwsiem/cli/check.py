@@ -15,10 +15,10 @@ from kwsiem.cli.common import (
     paint,
     plain,
     print_json,
-    rules_of,
     settings_of,
 )
 from kwsiem.cli.probes import check_probes
+from kwsiem.cli.ruleset import rules_of
 from kwsiem.config import Settings
 from kwsiem.delivery import make_output, make_route
 from kwsiem.errors import (

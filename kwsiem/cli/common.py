@@ -12,12 +12,8 @@ from typing import Any, Final
 import msgspec
 
 from kwsiem.config import Settings, load_settings, resolve
-from kwsiem.errors import ConfigError, RuleFileError
+from kwsiem.errors import ConfigError
 from kwsiem.output_settings import ConsoleSettings, FileSettings, OutputSettings
-from kwsiem.rules.files import read_rule_files
-from kwsiem.rules.load import load_rules
-from kwsiem.rules.model import RuleSet
-from kwsiem.rules.testing import Judge, run_tests
 from kwsiem.sensor.catalog import Catalog, read_catalog
 
 FORMAT_NAMES: Final = ("ecs", "json", "cef", "leef", "ocsf", "gelf", "text")
@@ -98,18 +94,6 @@ def _console(outputs: tuple[OutputSettings, ...], wanted: str) -> tuple[OutputSe
 def catalog_of(settings: Settings) -> Catalog:
     """The probes of the configured folders."""
     return read_catalog([Path(folder) for folder in settings.probes])
-
-
-def rules_of(settings: Settings, catalog: Catalog, judge: Judge = run_tests) -> RuleSet:
-    """The compiled rules of the settings' rule files; raises ConfigError with every problem.
-
-    ``judge`` runs their tests; see :func:`~kwsiem.rules.load.load_rules`.
-    """
-    sources = read_rule_files(Path(settings.rules), Path(settings.rules_dir))
-    try:
-        return load_rules(sources, catalog.kinds(), judge)
-    except RuleFileError as error:
-        raise ConfigError(str(error)) from None
 
 
 def print_json(value: Any) -> None:

@@ -25,10 +25,10 @@ from kwsiem.cli.common import (
     paint,
     plain,
     print_json,
-    rules_of,
     settings_of,
     table,
 )
+from kwsiem.cli.ruleset import rules_of
 from kwsiem.compare import Difference, Opened
 from kwsiem.config import Settings
 from kwsiem.document import document

@@ -24,10 +24,10 @@ from kwsiem.cli.common import (
     paint,
     plain,
     print_json,
-    rules_of,
     settings_of,
     table,
 )
+from kwsiem.cli.ruleset import rules_of
 from kwsiem.errors import EXIT_CHECK_FAILED, EXIT_GOOD, EXIT_USAGE
 from kwsiem.rules.duration import format_duration
 from kwsiem.rules.explain import fires, looks_at, sentence, step_lines
@@ -168,6 +168,7 @@ def _in_words(rule: Rule, loaded: _Loaded) -> str:
         ("title", rule.title),
         *(("step" if i == 0 else "", line) for i, line in enumerate(step_lines(rule))),
         ("incident", f"ends {ends}"),
+        ("covered by", ", ".join(rule.covered_by)),
         ("asks to block", _block(rule)),
         ("alerts", "never itself: other rules name it" if loaded.is_silent(rule) else ""),
         ("about", " ".join(rule.description.split())),

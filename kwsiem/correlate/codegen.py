@@ -23,7 +23,7 @@ from msgspec.structs import replace
 
 from kwsiem.correlate.settled import Settled, State
 from kwsiem.correlate.window import Window
-from kwsiem.event import TEXT_TYPES, Event, EventKind, Field
+from kwsiem.event import LOSSES, LOST_KIND, TEXT_TYPES, Event, EventKind, Field
 from kwsiem.rules.model import (
     STEP_TYPES,
     And,
@@ -139,12 +139,16 @@ class _FunctionMaker:
 
     def function(self, states: list[State]) -> Handler:
         """The whole function, rules with a common equality behind a dictionary."""
-        field, groups, rest = _group(states, self._kind)
+        # A rule that others cover comes after them, and _group changes the order.
+        plain = [state for state in states if not state.rule.covered_by]
+        covered = [state for state in states if state.rule.covered_by]
+        field, groups, rest = _group(plain, self._kind)
         lines = [line for state in rest for line in self._rule(state, state.rule.predicate)]
         if field is not None:
             folded = self._field(field).type in TEXT_TYPES
             found = self._constant("group", _Groups(groups, self._group_function, folded=folded))
             lines += [f"chosen = {found}[{self._load(field)}]", "if chosen is not None: chosen(e)"]
+        lines += [line for state in covered for line in self._rule(state, state.rule.predicate)]
         return self._compile(lines)
 
     def _group_function(self, members: list[Member]) -> Take:
@@ -172,13 +176,22 @@ class _FunctionMaker:
         """The lines of one rule: test, key, hit. A rule that names an unknown field gives none."""
         if isinstance(state, Settled):
             tests = [test for kinds, expr in leaves(state.rule) if (test := self._test_of(kinds, expr))]
+            if state.minds_losses and self._kind.name == LOST_KIND:
+                tests.append(self._is_loss())
             hold = self._constant("hold", state.take_back if self._undo else state.hold)
             return [f"if {' or '.join(tests)}: {hold}(e)"] if tests else []
+        if state.minds_losses and self._kind.name == LOST_KIND:
+            lost = self._constant("lost", state.lost)  # type: ignore[attr-defined]
+            return [f"if {self._is_loss()}: {lost}(e)"]
         if not state.rule.correlation.steps:
             return self._attempt(
                 lambda: self._hit(state, state.rule.correlation, self._code(predicate).true, "")
             )
         return self._steps(state)
+
+    def _is_loss(self) -> str:
+        """The test of an event that says others were lost."""
+        return f"({self._load('event.reason')} in {self._constant('losses', LOSSES)})"
 
     def _steps(self, state: Window) -> list[str]:
         """The lines of a rule with steps: those with the same key and field are one hit."""
@@ -243,6 +256,8 @@ class _FunctionMaker:
         """Key and hit, behind the test; ``steps`` is the variable with the bits of the steps that match."""
         key = self._key(correlation)
         extra = steps or (self._load(correlation.field) if correlation.field else "")
+        if correlation.sequential:
+            extra += f", ({', '.join(map(self._load, correlation.sequential.contact))},)"
         call = f"{self._taker(state)}({key}, e{', ' + extra if extra else ''})"
         return self._known(state, correlation, test, call)
 
@@ -254,8 +269,8 @@ class _FunctionMaker:
     def _known(self, state: Window, correlation: Correlation, test: str, call: str) -> list[str]:
         """The call behind the test, where group and value are known."""
         known = [self._load(n) for n in correlation.group_by if self._may_be_unknown(n)]
-        if correlation.field and self._may_be_unknown(correlation.field):
-            known.append(self._load(correlation.field))
+        fields = correlation.sequential.contact if correlation.sequential else (correlation.field,)
+        known += [self._load(field) for field in fields if field and self._may_be_unknown(field)]
         if not (correlation.require_group and known):
             return [f"if {test}: {call}"]
         missing = self._constant("missing", state.count_ungrouped)

@@ -8,14 +8,15 @@ from typing import Any, Final
 
 from kwsiem.alert import Alert
 from kwsiem.correlate.codegen import Handler, make_handler
+from kwsiem.correlate.cover import join_covers
 from kwsiem.correlate.incident import Incidents
 from kwsiem.correlate.kinds import make_state, make_window
 from kwsiem.correlate.retract import Journal, Retractions
-from kwsiem.correlate.settled import Settled, State
+from kwsiem.correlate.settled import Settled, State, concerns
 from kwsiem.correlate.snapshot import Restore, restore_states, save_states
 from kwsiem.correlate.window import Window
 from kwsiem.event import Event
-from kwsiem.rules.model import Rule, RuleSet
+from kwsiem.rules.model import Rule, RuleSet, cover_depths
 
 #: Clocks of two processors may differ by this; what is dated later still is taken as of now.
 FUTURE_NS: Final = 1_000_000_000
@@ -71,18 +72,21 @@ class Engine:
         """Run these rules from the next event on; a rule whose fingerprint is unchanged keeps its state."""
         kept = {(state.rule.id, state.rule.fingerprint): state for state in self._states}
         states = []
-        for rule in ruleset.rules:
+        depth = cover_depths(ruleset.rules)
+        for rule in sorted(ruleset.rules, key=lambda rule: depth[rule.id]):
             state = kept.pop((rule.id, rule.fingerprint), None)
             if state is None:
                 state = self._restored(rule) or self._new_state(rule)
             else:
                 state.rule = state.incidents.rule = rule
             states.append(state)
+        join_covers({state.rule.id: state for state in states})
         self._keep_journals(states)
         handlers = {cls: self._handler(cls, states) for cls in self._handlers}
         self._states, self._handlers = states, handlers
         self.sha256 = ruleset.sha256
         for state in kept.values():
+            state.incidents.watchers, state.incidents.covers = [], []  # they hold each other, as below
             if isinstance(state, Window):
                 state.journal = None  # they hold each other, and nothing collects cycles in this process
             state.incidents.close_all()
@@ -96,7 +100,7 @@ class Engine:
 
     def _handler(self, cls: type[Event], states: list[State]) -> Handler:
         kind = cls.KIND
-        looking = [state for state in states if kind.name in state.rule.events]
+        looking = [state for state in states if concerns(state, kind.name)]
         handler = make_handler(cls, looking, offset=lambda: self._offset_ns)
         if kind.name in self._retractions:
             undo = make_handler(cls, looking, offset=lambda: self._offset_ns, undo=True).one
@@ -248,6 +252,7 @@ class Engine:
             "ungrouped": sum(state.ungrouped for state in states),
             "incidents": sum(len(state.incidents.open) for state in states),
             "crowded_out": sum(state.incidents.crowded_out for state in states),
+            "covered": sum(state.incidents.covered for state in states),
             "held_back": sum(state.incidents.held_back for state in states),
             "hurried": sum(state.hurried for state in states if isinstance(state, Settled)),
             "restored": self.restored,

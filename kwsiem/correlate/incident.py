@@ -7,8 +7,9 @@ that alerts without end (it matches everything) is held back; what it would have
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Hashable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Protocol
 
 from kwsiem.alert import MAX_EVIDENCE_EVENTS, Alert
 from kwsiem.event import Event, event_fields
@@ -100,6 +101,26 @@ class Incident:
             self.values[value] = None
 
 
+class Span(NamedTuple):
+    """When an incident was open that is closed."""
+
+    opened_ns: int
+    ended_ns: int
+
+
+class Watcher(Protocol):
+    """What is told of the incidents of a rule (see :class:`kwsiem.correlate.cover.Cover`)."""
+
+    def opened(self, key: Key, incident: Incident | Span) -> None:
+        """An incident has opened."""
+
+    def closed(self, key: Key, incident: Incident | Span, span: Span | None) -> None:
+        """One has closed; without a span it is as if it had never been."""
+
+    def holds(self, key: Key, at_ns: int) -> bool:
+        """Whether an incident covers those of this key then."""
+
+
 class Incidents:
     """The open incidents of one rule by key, at most MAX_OPEN."""
 
@@ -113,6 +134,14 @@ class Incidents:
         self.host = ""
         #: Called with an incident's block (the alert's id and the value) when it is not wanted any more.
         self.withdraw: Callable[[str, str], None] = _nothing
+        #: Those that cover incidents of this rule, and those that cover others with them.
+        self.covers: list[Watcher] = []
+        self.watchers: list[Watcher] = []
+        #: How many were counted but not told, since another rule told of them.
+        self.covered = 0
+        #: What closed and may still be asked for, while anybody watches.
+        self.closed: deque[tuple[Key, Span]] = deque()
+        self._asked_ns = -(2**62)
         self._emit = emit
         self._allowance = BURST
         self._refilled_ns = 0
@@ -145,13 +174,21 @@ class Incidents:
                 first = next(iter(self.open))
                 self._close(first, self.open[first])
             self.open[key] = incident
-        if self._allowance <= 0 and not self._refill(at_ns):
+            for watcher in self.watchers:
+                watcher.opened(key, incident)
+        if self.covers and self._is_covered(key, at_ns):
+            incident.said = False
+            self.covered += 1
+        elif self._allowance <= 0 and not self._refill(at_ns):
             incident.said = False
             self.held_back += 1
         else:
             self._allowance -= 1
             self._say(incident, key, "open", at_ns)
         return incident if self.rule.suppress_ns else None
+
+    def _is_covered(self, key: Key, at_ns: int) -> bool:
+        return any(cover.holds(key, at_ns) for cover in self.covers)
 
     def continues(self, key: Key, incident: Incident, event: Event, at_ns: int) -> bool:
         """Count an event in the open incident of its key; False when it comes too late for it.
@@ -184,6 +221,7 @@ class Incidents:
     def advance(self, now_ns: int) -> None:
         """Close what has been quiet long enough."""
         self._refill(now_ns)
+        self._forget_closed(now_ns)
         horizon_ns = now_ns - self.rule.suppress_ns - LATENESS_NS
         quiet = [(key, incident) for key, incident in self.open.items() if incident.last_ns < horizon_ns]
         for key, incident in quiet:
@@ -210,12 +248,31 @@ class Incidents:
         """Open one that was made elsewhere, and say so."""
         self.open[key] = incident
         incident.offset_ns = self.offset_ns
+        for watcher in self.watchers:
+            watcher.opened(key, incident)
+        if self.covers and self._is_covered(key, incident.opened_ns):
+            incident.said = False
+            self.covered += 1
         self._say(incident, key, "open", incident.opened_ns)
 
     def _close(self, key: Key, incident: Incident) -> None:
         del self.open[key]
-        self._say(incident, key, "close", incident.last_ns + self.rule.suppress_ns)
+        ended_ns = incident.last_ns + self.rule.suppress_ns
+        self._say(incident, key, "close", ended_ns)
         incident.last_ns = _CLOSED_NS
+        if self.watchers:
+            span = Span(incident.opened_ns, ended_ns)
+            self.closed.append((key, span))
+            for watcher in self.watchers:
+                watcher.closed(key, incident, span)
+
+    def _forget_closed(self, now_ns: int) -> None:
+        """Let go of what nobody asks for any more: up to the lateness before now all is decided."""
+        while self.closed and self.closed[0][1].ended_ns < self._asked_ns:
+            key, span = self.closed.popleft()
+            for watcher in self.watchers:
+                watcher.closed(key, span, None)
+        self._asked_ns = now_ns - LATENESS_NS
 
     def _refill(self, now_ns: int) -> bool:
         """Let the allowance grow with time; whether there is any."""

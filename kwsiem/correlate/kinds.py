@@ -11,9 +11,10 @@ from kwsiem.correlate.codegen import make_handler
 from kwsiem.correlate.incident import Incidents
 from kwsiem.correlate.measured import Measured
 from kwsiem.correlate.sequence import Sequence
+from kwsiem.correlate.sequential import SequentialTest
 from kwsiem.correlate.settled import Settled, State
 from kwsiem.correlate.window import Any_, EventCount, Temporal, ValueCount, Window
-from kwsiem.rules.model import Rule
+from kwsiem.rules.model import COUNT_TYPES, VALUE_TYPES, Rule
 
 KINDS: Final[Mapping[str, type[Window]]] = {
     "any": Any_,
@@ -22,11 +23,14 @@ KINDS: Final[Mapping[str, type[Window]]] = {
     "temporal": Temporal,
     "sequence": Sequence,
     "absent": Absent,
+    "sequential_test": SequentialTest,
     "value_sum": Measured,
     "value_avg": Measured,
     "value_percentile": Measured,
     "value_median": Measured,
 }
+#: Types that have a condition.
+COMPARED_TYPES: Final = COUNT_TYPES | VALUE_TYPES
 
 
 def make_state(rule: Rule, incidents: Incidents) -> State:
@@ -40,6 +44,6 @@ def make_state(rule: Rule, incidents: Incidents) -> State:
 def make_window(rule: Rule, incidents: Incidents) -> Window:
     """The window of one correlation."""
     correlation = rule.correlation
-    if correlation.op not in ("gte", "gt") and correlation.type not in ("any", "sequence", "absent"):
+    if correlation.type in COMPARED_TYPES and correlation.op not in ("gte", "gt"):
         return Measured(rule, incidents)
     return KINDS[correlation.type](rule, incidents)

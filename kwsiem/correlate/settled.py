@@ -9,8 +9,9 @@ event above.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
-from operator import itemgetter
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter, itemgetter
 from typing import Any, Final, Union
 
 import msgspec
@@ -18,7 +19,7 @@ import msgspec
 from kwsiem.alert import Alert
 from kwsiem.correlate.incident import LATENESS_NS, Incident, Incidents, Key
 from kwsiem.correlate.window import EventReader, EventWriter, Window
-from kwsiem.event import Event
+from kwsiem.event import LOST_KIND, Event
 from kwsiem.rules.model import Rule, Step
 
 #: Events of one rule that wait to be decided; beyond, the oldest is decided early, and counted.
@@ -39,7 +40,10 @@ class Settled:
         self.hurried = 0
         self._make_handler = make_handler
         self._handlers: dict[type[Event], Callable[[Event], None]] = {}
-        self._pending: list[tuple[int, int, Event]] = []
+        # Nearly all events come in the order of time; those that do not wait apart.
+        self._ordered: deque[Event] = deque()
+        self._newest_ns = 0
+        self._stray: list[tuple[int, int, Event]] = []
         self._taken_back: dict[int, Event] = {}
         self._arrived = 0
         self._settled_ns = 0
@@ -47,6 +51,7 @@ class Settled:
         self._build(rule, incidents, make_window)
         self._rule = rule
         self._timers = [window for window in self._windows if hasattr(window, "due")]
+        self.minds_losses = any(window.minds_losses for window in self._windows)
 
     def _build(self, rule: Rule, incidents: Incidents, make_window: MakeWindow) -> Window:
         """The window of a rule, after those of the correlations below it."""
@@ -92,11 +97,15 @@ class Settled:
         if event.ts_ns < self._settled_ns:
             self.late += 1  # what was before is decided: it counts as of now
             event = msgspec.structs.replace(event, ts_ns=self._settled_ns)
-        self._arrived += 1
-        heapq.heappush(self._pending, (event.ts_ns, self._arrived, event))
-        if len(self._pending) > MAX_PENDING:
+        if event.ts_ns >= self._newest_ns:
+            self._newest_ns = event.ts_ns
+            self._ordered.append(event)
+        else:
+            self._arrived += 1
+            heapq.heappush(self._stray, (event.ts_ns, self._arrived, event))
+        if len(self._ordered) + len(self._stray) > MAX_PENDING:
             self.hurried += 1
-            self._take(heapq.heappop(self._pending)[2])
+            self._take(self._next())
 
     def take_back(self, event: Event) -> None:
         """An event that never was; what is decided already stays."""
@@ -111,30 +120,45 @@ class Settled:
 
     def finish(self, now_ns: int | None) -> None:
         """No more events will come: decide all that is there, and what time alone decides up to now."""
-        last_ns = max((pending[0] for pending in self._pending), default=0)
+        last_ns = max((event.ts_ns for event in self._pending()), default=0)
         self._settle(max(last_ns, now_ns or 0))
 
     def _settle(self, until_ns: int) -> None:
-        pending = self._pending
-        while pending and pending[0][0] <= until_ns:
-            self._take(heapq.heappop(pending)[2])
+        ordered, stray = self._ordered, self._stray
+        while (ordered and ordered[0].ts_ns <= until_ns) or (stray and stray[0][0] <= until_ns):
+            self._take(self._next() if stray else ordered.popleft())
         if until_ns > self._settled_ns:
             self._settled_ns = until_ns
             self._due(until_ns)
-        if self._taken_back and not pending:
+        if self._taken_back and not ordered and not stray:
             self._taken_back.clear()
+
+    def _next(self) -> Event:
+        """The earliest event that waits; of one instant a stray is the later one, for it came later."""
+        ordered, stray = self._ordered, self._stray
+        if stray and not (ordered and ordered[0].ts_ns <= stray[0][0]):
+            return heapq.heappop(stray)[2]
+        return ordered.popleft()
+
+    def _pending(self) -> Iterator[Event]:
+        """All events that wait, the earliest first."""
+        stray = (event for _, _, event in sorted(self._stray, key=itemgetter(0, 1)))
+        return heapq.merge(self._ordered, stray, key=attrgetter("ts_ns"))
 
     def _take(self, event: Event) -> None:
         """One event, in the order of time."""
         self._settled_ns = event.ts_ns
         if self._taken_back and self._taken_back.pop(id(event), None) is not None:
             return
-        if self._timers:
-            self._due(event.ts_ns)
+        for window in self._timers:
+            due_ns = window.next_due_ns  # type: ignore[attr-defined]
+            if due_ns is not None and due_ns <= event.ts_ns:
+                self._due(event.ts_ns)
+                break
         cls = event.__class__
         handler = self._handlers.get(cls)
         if handler is None:
-            looking = [window for window in self._windows if cls.KIND.name in window.rule.events]
+            looking = [window for window in self._windows if concerns(window, cls.KIND.name)]
             handler = self._handlers[cls] = self._make_handler(cls, looking).one
         handler(event)
 
@@ -149,16 +173,14 @@ class Settled:
 
     def forget(self, cls: type[Event]) -> None:
         """No more events of this class will come."""
-        if not any(event.__class__ is cls for _, _, event in self._pending):
+        if not any(event.__class__ is cls for event in self._pending()):
             self._handlers.pop(cls, None)
 
     def save(self, writer: EventWriter) -> dict[str, Any]:
         """Everything but the rule's own incidents, as plain data."""
         return {
             "pending": [
-                writer.event(event)
-                for _, _, event in sorted(self._pending, key=itemgetter(0, 1))
-                if id(event) not in self._taken_back
+                writer.event(event) for event in self._pending() if id(event) not in self._taken_back
             ],
             "settled_ns": self._settled_ns,
             "counts": [self.late, self.hurried],
@@ -217,3 +239,8 @@ def _nobody(_alert: Alert) -> None:
 
 
 State = Union[Window, Settled]
+
+
+def concerns(state: State, kind: str) -> bool:
+    """Whether a rule, or one of its windows, looks at events of a kind."""
+    return kind in state.rule.events or (state.minds_losses and kind == LOST_KIND)

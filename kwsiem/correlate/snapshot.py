@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from kwsiem.correlate.incident import Incident, Incidents
+from kwsiem.correlate.incident import Incident, Incidents, Span
 from kwsiem.correlate.settled import State
 from kwsiem.correlate.window import hashable
 from kwsiem.event import Event, EventKind, event_class
@@ -53,8 +53,8 @@ class Writer:
     def incidents(self, incidents: Incidents) -> dict[str, Any]:
         """The open incidents of a rule and its counts."""
         open_now = [(key, self._incident(incident)) for key, incident in incidents.open.items()]
-        counts = [incidents.alerts, incidents.crowded_out, incidents.held_back]
-        return {"open": open_now, "counts": counts}
+        counts = [incidents.alerts, incidents.crowded_out, incidents.held_back, incidents.covered]
+        return {"open": open_now, "counts": counts, "closed": list(incidents.closed)}
 
     def _incident(self, incident: Incident) -> dict[str, Any]:
         plain = {name: getattr(incident, name) for name in _PLAIN}
@@ -105,7 +105,10 @@ class Reader:
             elif incident.early:
                 incident.last = incident.early[-1]
             incidents.open[hashable(key)] = incident
-        incidents.alerts, incidents.crowded_out, incidents.held_back = map(int, plain["counts"])
+        counts = [*map(int, plain["counts"]), 0][:4]  # a snapshot of an earlier version has three
+        incidents.alerts, incidents.crowded_out, incidents.held_back, incidents.covered = counts
+        for key, (opened_ns, ended_ns) in plain.get("closed", ()):
+            incidents.closed.append((hashable(key), Span(int(opened_ns), int(ended_ns))))
 
 
 def save_states(states: list[State]) -> bytes:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from kwsiem.correlate.crowd import Crowd
 from kwsiem.correlate.incident import LATENESS_NS, Incident, Incidents, Key
@@ -63,6 +63,9 @@ class Window:
     Who has no place any more (:class:`~kwsiem.correlate.crowd.Crowd`) is counted in a sketch until it has
     come often enough to be worth one: those who were there first are not driven out.
     """
+
+    #: Whether it wants to know when events were lost (its method ``lost``).
+    minds_losses: ClassVar[bool] = False
 
     def __init__(self, rule: Rule, incidents: Incidents) -> None:
         self.rule = rule

@@ -263,14 +263,20 @@ def is_administrator(user: str) -> bool:
 
 
 def _titles(proc: Path) -> Iterator[tuple[int, str]]:
-    """Process id and title of every sshd."""
+    """Process id and title of every sshd; one look at each process of the host, so it must cost little."""
     for entry in os.scandir(proc):
         if not entry.name.isdecimal():
             continue
         try:
-            raw = (proc / entry.name / "cmdline").read_bytes()[:256]
+            fd = os.open(f"{entry.path}/cmdline", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             continue  # it has ended
+        try:
+            raw = os.read(fd, 256)  # a title may have megabytes
+        except OSError:
+            continue  # it has ended
+        finally:
+            os.close(fd)
         if raw.startswith(b"sshd"):
             yield int(entry.name), raw.rstrip(b"\0 ").decode("utf-8", "replace")
 

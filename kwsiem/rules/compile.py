@@ -29,6 +29,7 @@ from kwsiem.rules.model import (
     Correlation,
     Expr,
     Rule,
+    Sequential,
     Skipped,
     Step,
     depth,
@@ -85,6 +86,7 @@ class Draft:
     candidates: Callable[[str], tuple[str, ...]] = verbatim
     item: Mapping | None = None
     block: Block | None = None
+    covered_by: list[Scalar] = field(default_factory=list)
     broken: bool = False
     skipped: Skipped | None = None
     rule: Rule | None = None
@@ -232,6 +234,9 @@ class _Maker:
             Column(name.value, found.name, found.types[0])
             for name, found in zip(spec.group_by, groups, strict=True)
         ]
+        contact = [self._everywhere(name, f"{spec.path}.field") for name in spec.contact]
+        if None in contact:
+            return None
         steps = self._steps(groups, counted)
         correlation = Correlation(
             type=spec.type,  # type: ignore[arg-type]
@@ -242,6 +247,11 @@ class _Maker:
             value=spec.value,
             steps=steps,
             percentile=spec.percentile,
+            sequential=Sequential(
+                tuple(found.name for found in contact if found), wait_ns=spec.wait_ns, **spec.odds
+            )
+            if contact
+            else None,
         )
         rule = _rule(draft, self._events(), self._predicate(), correlation)
         return rule if self._is_bounded(rule) else None
@@ -316,7 +326,7 @@ class _Maker:
     def _check_condition(self, counted: Found | None) -> None:
         """A condition must be one that can be met and can be missed."""
         spec = self._spec
-        if spec.condition is None or spec.type in ("sequence", "absent"):
+        if spec.condition is None or spec.type in ("sequence", "absent", "sequential_test"):
             return
         low, high, why = self._range(counted)
         least = 1 if spec.type in COUNT_TYPES else low

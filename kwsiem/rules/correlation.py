@@ -1,4 +1,4 @@
-"""The ``correlation``, ``sequence`` and ``absent`` blocks of a rule are read to a :class:`Spec`.
+"""What has to come together before a rule fires, one of :data:`BLOCKS`, is read to a :class:`Spec`.
 
 What the names in it mean is looked up when all rules are read (:mod:`kwsiem.rules.resolve`).
 """
@@ -18,6 +18,7 @@ from kwsiem.rules.model import (
     MAX_STEPS,
     MAX_THRESHOLD,
     VALUE_TYPES,
+    Sequential,
 )
 from kwsiem.rules.report import Report, nearest
 from kwsiem.yamltree import Mapping, Node, Place, Scalar, Sequence, kind_of
@@ -34,8 +35,14 @@ CORRELATION_KEYS: Final = (
 CONDITION_KEYS: Final = (*OPERATORS, "field", "percentile")
 SEQUENCE_KEYS: Final = ("group-by", "timespan", "steps")
 ABSENT_KEYS: Final = ("group-by", "aliases", "timespan", "first", "then", "generate")
+#: The parts of a first contact, each a selection or another rule, in the order of the steps.
+CONTACT_PARTS: Final = ("attempt", "success", "failure")
+#: What a sequential test assumes, and the default of each.
+ODDS: Final = {"benign": 0.8, "scanner": 0.2, "false_alarm": 0.001, "missed": 0.01}
+SEQUENTIAL_KEYS: Final = ("group-by", "field", "timespan", *CONTACT_PARTS, "wait", *ODDS)
+SEQUENTIAL_NEEDED: Final = ("field", "timespan", *CONTACT_PARTS, "wait")
 #: The keys of a rule that say what has to come together; a rule has one of them at most.
-BLOCKS: Final = ("correlation", "sequence", "absent")
+BLOCKS: Final = ("correlation", "sequence", "absent", "sequential_test")
 DEFAULT_TIMESPAN_NS: Final = 60 * UNITS_NS["s"]
 #: Quiet time that ends an incident when a rule says nothing; longer for a longer timespan.
 DEFAULT_SUPPRESS_NS: Final = 60 * UNITS_NS["s"]
@@ -80,6 +87,9 @@ class Spec:
     value: int | float = 1
     percentile: int = 50
     generate: bool = False
+    contact: list[Scalar] = field(default_factory=list)
+    wait_ns: int = 0
+    odds: dict[str, float] = field(default_factory=dict)
 
     @property
     def names_path(self) -> str:
@@ -103,9 +113,12 @@ def read_block(report: Report, item: Mapping, *, sigma: bool = False) -> Spec | 
         return None
     before = len(report.problems)
     reader = _BlockReader(report, block, present[0], item.keys[present[0]], sigma)
-    spec = {"correlation": reader.correlation, "sequence": reader.sequence, "absent": reader.absent}[
-        present[0]
-    ]()
+    spec = {
+        "correlation": reader.correlation,
+        "sequence": reader.sequence,
+        "absent": reader.absent,
+        "sequential_test": reader.sequential_test,
+    }[present[0]]()
     return spec if len(report.problems) == before else None
 
 
@@ -147,7 +160,7 @@ class _BlockReader:
                     raise UnfitError(key, f"{self._path}: unknown key {name!r}{nearest(name, known)}")
         self._report.check_keys(self._block, self._path, known, required)
 
-    # -- the three blocks
+    # -- the four blocks
 
     def correlation(self) -> Spec:
         """Sigma's correlation, folded into a rule or in a document of its own."""
@@ -198,6 +211,40 @@ class _BlockReader:
         if len({named.name for named in spec.named}) == 1 == len(spec.named) - 1:
             self._refuse(spec.named[1].place, "then", "'first' and 'then' are the same")
         return spec
+
+    def sequential_test(self) -> Spec:
+        """First contacts whose outcomes tell a scanner from everybody else."""
+        self._keys(SEQUENTIAL_KEYS, SEQUENTIAL_NEEDED)
+        spec = self._common("sequential_test")
+        spec.contact = self._report.texts(self._block, "field", f"{self._path}.field")
+        if "field" in self._block.items and not 1 <= len(spec.contact) <= MAX_GROUP_BY:
+            message = f"expected 1 to {MAX_GROUP_BY} fields, got {len(spec.contact)}"
+            self._refuse(self._block.keys["field"], "field", message)
+        for part in CONTACT_PARTS:
+            name = self._name(self._block, part, part)
+            if name is not None and any(name.value == other.name for other in spec.named):
+                self._refuse(name, part, f"selection {name.value!r} stands twice")
+            elif name is not None:
+                spec.named.append(Named(name.value, name))
+        spec.wait_ns = self._report.duration(self._block, "wait", f"{self._path}.wait", 1)
+        if not 0 < spec.wait_ns < spec.timespan_ns and "wait" in self._block.items:
+            self._refuse(self._block.keys["wait"], "wait", "must be more than 0 and less than the timespan")
+        spec.odds = {name: self._chance(name, default) for name, default in ODDS.items()}
+        test = Sequential(("x",), 1, **spec.odds)
+        if problem := test.problem:
+            self._refuse(self._place, "", problem)
+        return spec
+
+    def _chance(self, name: str, default: float) -> float:
+        """The probability under a key."""
+        node = self._block.items.get(name)
+        value = node.value if isinstance(node, Scalar) else None
+        if node is None:
+            return default
+        if isinstance(value, float) and 0 < value < 1:
+            return value
+        self._refuse(self._block.keys[name], name, f"expected a number between 0 and 1, got {kind_of(node)}")
+        return default
 
     # -- their parts
 

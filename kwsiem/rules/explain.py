@@ -33,12 +33,29 @@ def fires(rule: Rule) -> str:
     groups = ", ".join(correlation.group_by)
     if correlation.type == "any":
         return "fires on each event that matches" + (f" (apart by {groups})" if groups else "")
-    what = _what(correlation)
+    what = "" if correlation.sequential else _what(correlation)
     within = f"within {format_duration(correlation.timespan_ns)}"
     if correlation.type == "absent":
         first, then = correlation.steps
         return f"fires when {_for_one(groups, 'there is')} {first.name} and no {then.name} {within} after it"
+    if correlation.sequential:
+        return f"fires when {_for_one(groups, 'there are')} {_failures(correlation)} {within}"
     return f"fires when {_for_one(groups, 'there are')} {what} {within}"
+
+
+def _failures(correlation: Correlation) -> str:
+    """What a sequential test needs, in the numbers that it comes down to."""
+    test = correlation.sequential
+    assert test is not None
+    attempt, success, failure = (step.name for step in correlation.steps)
+    contact = " and ".join(test.contact)
+    answer = f"{attempt} with {failure} or without {success} for {format_duration(test.wait_ns)}"
+    odds = f"of {test.benign:g} for anybody and {test.scanner:g} for a scanner"
+    errors = f"{test.false_alarm:g} false alarms, {test.missed:g} missed"
+    return (
+        f"first contacts (new {contact}) that fail ({answer}) as a scanner's do:"
+        f" {test.needed} in a row, more when some succeed (odds of success {odds}; {errors})"
+    )
 
 
 def _for_one(groups: str, without: str) -> str:

@@ -18,6 +18,7 @@ from kwsiem.errors import Problem, RuleFileError
 from kwsiem.event import EventKind
 from kwsiem.rules.compile import Draft
 from kwsiem.rules.correlation import BLOCKS, DEFAULT_SUPPRESS_NS, Spec, read_block
+from kwsiem.rules.cover import cover
 from kwsiem.rules.detection import Detection
 from kwsiem.rules.model import MAX_RULES, Block, RuleSet
 from kwsiem.rules.report import Report
@@ -31,7 +32,8 @@ FILE_VERSION: Final = 1
 FILE_KEYS: Final = ("version", "lists", "rules")
 RULE_KEYS: Final = (
     "id", "name", "title", "description", "status", "author", "references", "level", "tags", "event",
-    "detection", "correlation", "sequence", "absent", "suppress", "block", "falsepositives", "tests",
+    "detection", "correlation", "sequence", "absent", "sequential_test",
+    "suppress", "covered-by", "block", "falsepositives", "tests",
 )  # fmt: skip
 BLOCK_KEYS: Final = ("field", "for", "spoofable")
 MAX_LIST_VALUES: Final = 10_000
@@ -58,7 +60,7 @@ def load_rules(
     lists = {name: values for file in reversed(files) for name, values in file.lists.items()}
     drafts = [draft for file in files for draft in file.drafts(kinds, lists)]
     _check_ids(drafts)
-    rules = resolve(drafts)
+    rules = cover(drafts, resolve(drafts))
     for draft in drafts:
         if draft.rule and draft.item:
             draft.report.where = draft.where
@@ -197,6 +199,7 @@ class _RuleReader:
         texts = report.texts(item, "falsepositives", "falsepositives")
         draft.falsepositives = tuple(text.value for text in texts)
         draft.block = self._block()
+        draft.covered_by = report.texts(item, "covered-by", "covered-by")
         self._read_matching(draft)
         draft.suppress_ns = report.duration(item, "suppress", "suppress", _default_suppress_ns(draft.spec))
         draft.broken = len(report.problems) > before
@@ -206,7 +209,8 @@ class _RuleReader:
         """What a rule must have; one that names other rules has no need of a detection."""
         items = self._item.items
         correlation = items.get("correlation")
-        names = "absent" in items or (isinstance(correlation, Mapping) and "rules" in correlation.items)
+        by_name = "absent" in items or "sequential_test" in items
+        names = by_name or (isinstance(correlation, Mapping) and "rules" in correlation.items)
         has_none = "event" not in items and "detection" not in items
         return ["id", "title", "level"] + ([] if names and has_none else ["event", "detection"])
 

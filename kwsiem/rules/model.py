@@ -11,6 +11,8 @@ known; an empty one is simply empty.
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, Union
 
 import msgspec
@@ -26,7 +28,11 @@ MAX_STEPS: Final = 16
 #: Events of a sequence, the counts of its steps together.
 MAX_PLACES: Final = 1000
 MAX_GROUP_BY: Final = 8
+#: Failures in a row that a sequential test may need: a group's contacts are so many at least.
+MAX_FAILURES: Final = 32
 MAX_RULES: Final = 5_000
+#: Rules that cover one rule.
+MAX_COVERS: Final = 16
 #: Correlations over correlations over …
 MAX_CHAIN: Final = 8
 #: Nesting of And, Or and Not; Python's own parser stops at about 200 parentheses.
@@ -165,6 +171,50 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inner: Rule | None = None
 
 
+class Sequential(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a sequential test of first contacts assumes (Jung et al. 2004).
+
+    A new value of the fields ``contact`` within a group is a first contact; one that nothing answers within
+    ``wait_ns`` has failed. ``benign`` and ``scanner`` are how likely the first contact of such a source
+    succeeds, ``false_alarm`` and ``missed`` the errors that are allowed.
+    """
+
+    contact: Annotated[tuple[FieldName, ...], Meta(min_length=1, max_length=MAX_GROUP_BY)]
+    wait_ns: Annotated[int, Meta(gt=0, le=MAX_DURATION_NS)]
+    benign: float = 0.8
+    scanner: float = 0.2
+    false_alarm: float = 0.001
+    missed: float = 0.01
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """What a failure and a success add to the logarithm of the likelihood ratio."""
+        return math.log((1 - self.scanner) / (1 - self.benign)), math.log(self.scanner / self.benign)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The logarithm of the ratio at which the source is a scanner, and at which it is benign."""
+        upper = math.log((1 - self.missed) / self.false_alarm)
+        return upper, math.log(self.missed / (1 - self.false_alarm))
+
+    @property
+    def needed(self) -> int:
+        """How many failures in a row make a scanner."""
+        return math.ceil(self.bounds[0] / self.weights[0] - 1e-9)
+
+    @property
+    def problem(self) -> str:
+        """Why it is no test, or an empty text."""
+        if not 0 < self.scanner < self.benign < 1:
+            return f"needs 0 < scanner < benign < 1, got {self.scanner:g} and {self.benign:g}"
+        for name, value in (("false_alarm", self.false_alarm), ("missed", self.missed)):
+            if not 0 < value < 0.5:
+                return f"{name} must lie between 0 and 0.5, got {value:g}"
+        if self.needed > MAX_FAILURES:
+            return f"needs {self.needed} failures in a row, at most {MAX_FAILURES} are kept"
+        return ""
+
+
 CorrelationType = Literal[
     "any",
     "event_count",
@@ -172,6 +222,7 @@ CorrelationType = Literal[
     "temporal",
     "sequence",
     "absent",
+    "sequential_test",
     "value_sum",
     "value_avg",
     "value_percentile",
@@ -181,7 +232,7 @@ Operator = Literal["gte", "gt", "lt", "lte", "eq", "neq"]
 #: Types whose condition looks at the values of a field.
 VALUE_TYPES: Final = frozenset({"value_count", "value_sum", "value_avg", "value_percentile", "value_median"})
 #: Types that consist of steps; the counting types have steps only when they look at several rules.
-STEP_TYPES: Final = frozenset({"temporal", "sequence", "absent"})
+STEP_TYPES: Final = frozenset({"temporal", "sequence", "absent", "sequential_test"})
 COUNT_TYPES: Final = frozenset({"event_count", "value_count", "temporal"})
 
 
@@ -190,6 +241,7 @@ class Correlation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``type`` is a key of ``correlate.kinds``; ``any`` fires on each match and uses only ``group_by``.
     ``sequence`` is Sigma's temporal_ordered; ``absent`` has two steps: the first not followed by the second.
+    ``sequential_test`` has three, an attempt, a success and a failure, and needs ``sequential``.
     Windows are half-open: an event at time t counts those in (t - timespan, t]. With ``require_group``
     an event whose group-by field is unknown or empty never matches (and is counted).
     """
@@ -203,6 +255,7 @@ class Correlation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     value: Union[Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)], float] = 1
     steps: Annotated[tuple[Step, ...], Meta(max_length=MAX_STEPS)] = ()
     percentile: Annotated[int, Meta(ge=0, le=100)] = 50
+    sequential: Union[Sequential, None] = None
 
     @property
     def threshold(self) -> int:
@@ -237,7 +290,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """One rule; ``events`` are the kinds it looks at, ``suppress_ns`` the quiet time that ends an incident.
 
     ``fingerprint`` covers everything that gives the rule's state its meaning: a rule with the same id and
-    fingerprint keeps its windows and incidents when the rule set is replaced.
+    fingerprint keeps its windows and incidents when the rule set is replaced. ``covered_by`` are the ids of
+    rules whose open incidents make those of this one silent; it is no part of the fingerprint.
     """
 
     id: Annotated[str, Meta(min_length=1, max_length=128)]
@@ -252,6 +306,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     tags: tuple[ShortText, ...] = ()
     falsepositives: tuple[ShortText, ...] = ()
     block: Block | None = None
+    covered_by: Annotated[tuple[ShortText, ...], Meta(max_length=MAX_COVERS)] = ()
 
 
 class Skipped(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -290,11 +345,15 @@ def decode_ruleset(data: bytes) -> RuleSet:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"compiled rules cannot be read: {error}") from None
     seen: set[str] = set()
+    known = {rule.id: rule for rule in ruleset.rules}
+    depth = cover_depths(ruleset.rules)
+    if max(depth.values(), default=0) > MAX_CHAIN:
+        raise ConfigError("compiled rules: rules cover each other in a circle")
     for rule in ruleset.rules:
         if rule.id in seen:
             raise ConfigError(f"compiled rules: rule {rule.id!r} stands twice")
         seen.add(rule.id)
-        problem = _problem(rule)
+        problem = _problem(rule) or _cover_problem(rule, known)
         if problem:
             raise ConfigError(f"compiled rules: rule {rule.id!r}: {problem}")
     return ruleset
@@ -314,6 +373,8 @@ def _problem(rule: Rule, level: int = 0) -> str:
         return "a rule without a correlation has no steps"
     if correlation.type == "absent" and len(correlation.steps) != 2:
         return "absent has two steps"
+    if problem := _sequential_problem(correlation):
+        return problem
     if sum(step.count for step in correlation.steps) > MAX_PLACES:
         return f"a sequence of more than {MAX_PLACES} events"
     if correlation.type in COUNT_TYPES:
@@ -338,6 +399,42 @@ def _problem(rule: Rule, level: int = 0) -> str:
         if size(predicate) > MAX_VALUES:
             return f"more than {MAX_VALUES} values"
     return ""
+
+
+def cover_depths(rules: Sequence[Rule]) -> dict[str, int]:
+    """How many rules cover each other in a row above each, by id; more than MAX_CHAIN stands for a circle."""
+    depth = {rule.id: 0 for rule in rules}
+    covered = [rule for rule in rules if rule.covered_by]
+    for _ in range(MAX_CHAIN + 1):
+        for rule in covered:
+            above = [depth[name] + 1 for name in rule.covered_by if name in depth]
+            depth[rule.id] = min(MAX_CHAIN + 1, max([depth[rule.id], *above]))
+    return depth
+
+
+def _cover_problem(rule: Rule, known: Mapping[str, Rule]) -> str:
+    """What is wrong with the rules that cover a rule, or an empty text."""
+    for name in rule.covered_by:
+        other = known.get(name)
+        if other is None:
+            return f"is covered by {name!r}, which is not there"
+        if not set(rule.correlation.group_by) & set(other.correlation.group_by):
+            return f"shares no group with {name!r}"
+        if other.correlation.settled and not rule.correlation.settled:
+            return f"is decided before {name!r}"
+    return ""
+
+
+def _sequential_problem(correlation: Correlation) -> str:
+    """What is wrong with a sequential test, or an empty text."""
+    test = correlation.sequential
+    if (test is not None) != (correlation.type == "sequential_test"):
+        return f"{correlation.type} {'takes no' if test else 'needs a'} test of contacts"
+    if test is None:
+        return ""
+    if len(correlation.steps) != 3 or any(step.inner or step.group_by for step in correlation.steps):
+        return "a sequential test has three steps of its own"
+    return test.problem or ("" if test.wait_ns < correlation.timespan_ns else "waits as long as its timespan")
 
 
 def children(expr: Expr) -> tuple[Expr, ...]:

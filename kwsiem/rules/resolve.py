@@ -83,6 +83,9 @@ class _Resolver:
                 draft.refuse(
                     named.place, spec.names_path, f"{named.name!r} stands twice: it is rule {found.id}"
                 )
+            if found is not None and found.spec is not None and spec.type == "sequential_test":
+                message = f"rule {found.id} has a correlation, a sequential test looks at single events"
+                draft.refuse(named.place, spec.path, message)
             links.append(found)
         if links and draft.detection and None not in links:
             place = draft.item.keys["detection"] if draft.item else draft.place

@@ -19,14 +19,19 @@ from kwsiem.rules.correlation import (
     ABSENT_KEYS,
     BLOCKS,
     CONDITION_KEYS,
+    CONTACT_PARTS,
     CORRELATION_KEYS,
+    ODDS,
     OPERATORS,
     SEQUENCE_KEYS,
+    SEQUENTIAL_KEYS,
+    SEQUENTIAL_NEEDED,
     TYPES,
 )
 from kwsiem.rules.load import BLOCK_KEYS, FILE_KEYS, FILE_VERSION, MAX_LIST_VALUES, RULE_KEYS
 from kwsiem.rules.model import (
     COUNT_TYPES,
+    MAX_COVERS,
     MAX_GROUP_BY,
     MAX_RULES,
     MAX_STEPS,
@@ -70,6 +75,7 @@ def rules_schema(kinds: MappingType[str, EventKind]) -> Schema:
             "correlation": _correlation(),
             "sequence": _sequence(),
             "absent": _absent(),
+            "sequential_test": _sequential_test(),
             "test": _test(kinds),
             "values": _one_or_some(_SCALAR, least=1),
             "duration": _DURATION,
@@ -134,7 +140,9 @@ def _rule(kinds: MappingType[str, EventKind]) -> Schema:
         correlation=_ref("correlation"),
         sequence=_ref("sequence"),
         absent=_ref("absent"),
+        sequential_test=_ref("sequential_test"),
         suppress=_ref("duration"),
+        covered_by=_texts(maxItems=MAX_COVERS),
         block=_block(),
         falsepositives=_texts(),
         tests={"type": "array", "maxItems": MAX_TESTS, "items": _ref("test")},
@@ -151,7 +159,7 @@ def _names_rules() -> Schema:
     """A rule that names others has no need of a detection, but half of one is a mistake."""
     correlation = {"required": ["correlation"], "properties": {"correlation": {"required": ["rules"]}}}
     return {
-        "anyOf": [{"required": ["absent"]}, correlation],
+        "anyOf": [{"required": ["absent"]}, {"required": ["sequential_test"]}, correlation],
         "not": {"anyOf": [{"required": ["event"]}, {"required": ["detection"]}]},
     }
 
@@ -316,6 +324,20 @@ def _absent() -> Schema:
         first=_TEXT,
         then=_TEXT,
         generate={"type": "boolean"},
+    )
+
+
+def _sequential_test() -> Schema:
+    chance = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+    return _object(
+        SEQUENTIAL_KEYS,
+        SEQUENTIAL_NEEDED,
+        group_by=_group_by(),
+        field=_texts(_ref("field"), least=1, maxItems=MAX_GROUP_BY),
+        timespan=_ref("duration"),
+        wait=_ref("duration"),
+        **dict.fromkeys(CONTACT_PARTS, _TEXT),
+        **dict.fromkeys(ODDS, chance),
     )
 
 

@@ -24,7 +24,7 @@ from kwsiem.errors import ConfigError
 from kwsiem.event import EventKind
 from kwsiem.rules.files import files_of, read_rule_files, shown, signature_of
 from kwsiem.rules.source import Source
-from kwsiem.watch import SETTLE_S, Signature
+from kwsiem.watch import LOOK_S, SETTLE_S, Signature
 
 LOAD_TIMEOUT_S: Final = 60.0
 #: A file that does not load is read once more after this before anyone is told: perhaps it was half written.
@@ -67,6 +67,7 @@ class RuleFiles:
         self._user = user
         self._tried: Signature | None = None
         self._seen: tuple[Signature, float] = ((), 0.0)
+        self._next_look_s = 0.0
         self._retry_s: float | None = None
         self._failed_before = False
         self._process: subprocess.Popen[bytes] | None = None
@@ -89,21 +90,32 @@ class RuleFiles:
         return self._process is not None
 
     def due(self, now_s: float) -> bool:
-        """Whether the file differs from what was tried last, and has stopped changing."""
+        """Whether the file differs from what was tried last, and has stopped changing.
+
+        The disk is looked at after a :meth:`hint`, while the file changes, and each LOOK_S otherwise.
+        """
         if self.loading:
             return False
         if self._retry_s is not None and now_s >= self._retry_s:
             return True
+        if now_s < self._next_look_s:
+            return False
         seen = signature_of(self.path, self.folder)
         if seen == self._tried:
+            self._next_look_s = now_s + LOOK_S
             return False
         if seen != self._seen[0]:
             self._seen = (seen, now_s)
         return now_s - self._seen[1] >= SETTLE_S
 
+    def hint(self) -> None:
+        """Something changed in one of the folders: look at once."""
+        self._next_look_s = 0.0
+
     def forget_tried(self) -> None:
         """Load again even if the file is the same: what it is checked against has changed."""
         self._tried = None
+        self.hint()
 
     def begin(self, kinds: Mapping[str, EventKind], now_s: float) -> int:
         """Start the loader; its pidfd is readable when it has ended. Raises ConfigError when unreadable."""

@@ -24,6 +24,8 @@ PIPE_BYTES: Final = 2**20
 CONSOLE_BYTES: Final = 16 * 1024
 STOP_S: Final = 2.0
 LONG_STRLEN: Final = 256
+#: glibc's own first value; setting it keeps glibc from raising it to twice the largest block ever freed.
+TRIM_BYTES: Final = 128 * 1024
 _VERSION: Final = re.compile(r"bpftrace v?(\d+)\.(\d+)(?:\.(\d+))?")
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -160,7 +162,8 @@ def environment(version: Version, wanted: Mapping[str, str]) -> dict[str, str]:
     """A clean environment with the settings a probe wants, under the names this version knows.
 
     ``wanted`` has the keys ``strlen``, ``map_keys``, ``buffer_pages``. Up to 0.18 the buffer is per CPU,
-    later it is one for all (bpftrace 0.19), hence the different defaults.
+    later it is one for all (bpftrace 0.19), hence the different defaults. What the compiler leaves behind
+    goes back to the kernel (mallopt(3), glibc alone): 8.7 MB less for each process (measured).
     """
     new_names = version >= (0, 20, 0)
     names = {
@@ -173,7 +176,7 @@ def environment(version: Version, wanted: Mapping[str, str]) -> dict[str, str]:
         # three do not fit (measured); there is no reason any more to keep them that short.
         wanted = {**wanted, "strlen": str(max(LONG_STRLEN, int(wanted["strlen"])))}
     values = {"buffer_pages": "1024" if version >= (0, 19, 0) else "64", **wanted}
-    result = {"PATH": _PATH, "LC_ALL": "C", "HOME": "/"}
+    result = {"PATH": _PATH, "LC_ALL": "C", "HOME": "/", "MALLOC_TRIM_THRESHOLD_": str(TRIM_BYTES)}
     result.update({names[key]: value for key, value in values.items() if key in names})
     if version >= (0, 24, 0):
         result["BPFTRACE_PRINT_MAPS_ON_EXIT"] = "0"

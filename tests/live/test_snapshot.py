@@ -64,13 +64,14 @@ def scan(lab: Lab, appliance: RunningAppliance, *ports: int, source: str = "") -
 
 
 def wait_snapshot(appliance: RunningAppliance) -> None:
-    """Wait until all that was seen is in a snapshot: one is written each second."""
+    """Wait until all that was seen is in a snapshot: one is written each second in which something changed."""
 
-    def written() -> int:
-        return appliance.status()["engine"]["snapshots"]["written"]
+    def looks() -> int:
+        snapshots = appliance.status()["engine"]["snapshots"]
+        return snapshots["written"] + snapshots["unchanged"]
 
-    before = written()
-    wait_until(lambda: written() > before + 1, 10, "a snapshot")
+    before = looks()
+    wait_until(lambda: looks() > before + 1, 10, "a snapshot")
 
 
 def loud_scan(lab: Lab, appliance: RunningAppliance) -> None:

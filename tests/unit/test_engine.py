@@ -176,14 +176,48 @@ def test_a_state_that_cannot_be_read_is_counted_and_nothing_more(ends, files):
 def test_the_copy_that_writes_is_counted_and_never_two_at_once(ends, files):
     courier, _ = ends
     made = snapshots(files, courier)
-    made.begin()
-    deadline_s = time.monotonic() + 10
-    while not made.written and time.monotonic() < deadline_s:
-        time.sleep(0.01)
-        made.begin()
+    made.begin(1)
+    write(made, 2)
     assert made.written >= 1
     made.finish()
     assert StateFiles(files).read() is not None
+
+
+def write(made, counts) -> None:
+    """Begin again until one more has been written."""
+    before = made.written
+    deadline_s = time.monotonic() + 10
+    while made.written == before and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+        made.begin(counts)
+
+
+def test_what_has_not_changed_is_not_written_again(ends, files):
+    courier, _ = ends
+    made = snapshots(files, courier)
+    made.begin("a")
+    write(made, "a")
+    made.begin("a")
+    assert (made.written, made.unchanged) == (1, 2)
+    write(made, "b")
+    made.begin("b")
+    assert (made.written, made.unchanged) == (2, 4)
+    made.finish()
+
+
+def test_a_write_that_failed_is_done_again_though_nothing_changed(ends, files):
+    courier, _ = ends
+    made = snapshots(files, courier)
+    made._write = lambda fd: False
+    made.begin("a")
+    deadline_s = time.monotonic() + 10
+    while not made.failed and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+        made.begin("a")
+    del made._write
+    write(made, "a")
+    assert made.written == 1 and made.failed >= 1
+    made.finish()
 
 
 def test_a_fork_that_fails_costs_only_the_snapshot(ends, files, monkeypatch):
@@ -194,5 +228,5 @@ def test_a_fork_that_fails_costs_only_the_snapshot(ends, files, monkeypatch):
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(os, "fork", fork)
-    made.begin()
+    made.begin(1)
     assert (made.failed, made.written) == (1, 0)

@@ -93,7 +93,20 @@ def test_a_reader_that_goes_away_is_no_traceback():
 
 def test_without_root_the_appliance_says_what_to_do():
     # Rights are dropped after the imports: a developer's interpreter may live where nobody else may read.
-    code = "import kwsiem.cli, os; os.setuid(65534); raise SystemExit(kwsiem.cli.main(['run']))"
+    code = "import kwsiem.cli.run, locale, os; os.setuid(65534); raise SystemExit(kwsiem.cli.main(['run']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 69
     assert "needs root" in done.stderr
+
+
+def test_the_sensor_carries_nothing_of_what_other_commands_import():
+    script = """
+import sys
+from kwsiem.cli import main
+try:
+    main(["run", "--help"])
+except SystemExit:
+    print([name for name in ("sigma", "pyparsing", "re2", "ssl", "requests") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

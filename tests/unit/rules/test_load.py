@@ -9,6 +9,7 @@ from kwsiem.event import OWN_KINDS, EventKind, parse_fields
 from kwsiem.rules.load import load_rules
 from kwsiem.rules.model import And, Cidr, Compare, Not, decode_ruleset
 from kwsiem.rules.source import Source
+from kwsiem.sensor.catalog import read_catalog
 
 TCP = (
     "source.ip:ip source.port:port destination.ip:ip destination.port:port tcp.flags:u8"
@@ -58,7 +59,8 @@ def problems(text: str) -> list[str]:
 
 
 def test_the_shipped_rules_load_and_their_tests_pass():
-    ruleset = load_rules([Source("rules.yaml", SHIPPED.read_bytes())], KINDS)
+    kinds = read_catalog([SHIPPED.parent / "probes"]).kinds()
+    ruleset = load_rules([Source("rules.yaml", SHIPPED.read_bytes())], kinds)
     assert {"tcp-port-scan", "ssh-brute-force", "password-spray", "login-after-failures"} <= {
         r.id for r in ruleset.rules
     }

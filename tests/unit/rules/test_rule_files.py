@@ -145,6 +145,24 @@ def test_what_a_link_leads_to_is_looked_at_each_time(main, folder, followed, cha
     assert followed.due(20.1)
 
 
+def test_the_disk_is_looked_at_each_second_and_at_once_after_a_hint(main, followed, monkeypatch):
+    looks = []
+    monkeypatch.setattr("kwsiem.rules.watch.signature_of", lambda *_: looks.append(1) or signature_of(*_))
+    assert load(followed, 1.0).problems == []
+    looks.clear()
+    assert not any(followed.due(2.0 + n / 10) for n in range(10))
+    assert len(looks) == 1
+    main.write_text(own("b"))
+    assert not followed.due(2.95) and len(looks) == 1
+    followed.hint()
+    assert not followed.due(2.96)  # it may still be changing
+    assert followed.due(3.05)
+    assert load(followed, 3.05).problems == []
+    assert not followed.due(4.0)
+    main.write_text(own("c"))
+    assert not followed.due(5.0) and followed.due(5.1)  # without a hint, too
+
+
 # -- every way to write ------------------------------------------------------------------------------
 
 
