@@ -92,11 +92,11 @@ def test_daily_work_raises_nothing(lab, host, sshd, tmp_path):
     lab.run("friend", [sys.executable, "-c", fetch], timeout=90)
     server.shutdown()
     server.server_close()
-    ports = range(8001, 8041)
-    for _ in listen(lab, "friend", *ports):
-        burst = (
-            "import socket\nheld = [socket.create_connection((%r, port)) for port in %r for _ in range(3)]\n"
-        ) % (own(lab, "friend"), list(ports))
+    mirrors = [f"{own(lab, 'friend').rpartition('.')[0]}.{n}" for n in range(100, 140)]
+    for mirror in mirrors:
+        lab.address("friend", "eth0", f"{mirror}/24")
+    for _ in listen(lab, "friend", 443):
+        burst = f"import socket\nheld = [socket.create_connection((a, 443)) for a in {mirrors} for _ in range(3)]\n"
         lab.run("host", [sys.executable, "-W", "ignore", "-c", burst])
     wait_until(lambda: host.status()["engine"]["lines"]["net"]["received"] > 100, 15, "traffic was seen")
     after = [a for a in host.alerts(state=None) if a not in before]
