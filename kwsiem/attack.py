@@ -30,7 +30,6 @@ TACTICS: Final[Mapping[str, tuple[str, str]]] = {
 TECHNIQUES: Final[Mapping[str, str]] = {
     "T1018": "Remote System Discovery",
     "T1046": "Network Service Discovery",
-    "T1048": "Exfiltration Over Alternative Protocol",
     "T1071": "Application Layer Protocol",
     "T1071.004": "DNS",
     "T1078": "Valid Accounts",
