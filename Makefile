@@ -4,7 +4,7 @@ SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test run demo test unit live lint format bench faults fuzz lock clean
+.PHONY: help setup setup-test setup-scoreboard run demo test unit live lint format bench faults scoreboard fuzz lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -57,6 +57,12 @@ bench: setup-test  ## the benchmarks; figures, never pass or fail
 
 faults: setup-test  ## 1,000,000 alerts through every fault; writes docs/delivery.md
 	$(SUDO) $(BIN)/python tests/faults --write docs/delivery.md
+
+setup-scoreboard:
+	@packaging/setup.sh --scoreboard
+
+scoreboard: setup-scoreboard  ## real attacks and real daily work against the live appliance; writes docs/detection.md
+	$(SUDO) $(BIN)/python tests/scoreboard --write docs/detection.md
 
 fuzz:  ## random streams: the engine against a second evaluator; forged sources against the guard
 	$(BIN)/python tests/fuzz.py --streams 100000

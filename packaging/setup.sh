@@ -2,8 +2,9 @@
 # Sets up everything kwsiem needs on a fresh Debian or Ubuntu: system packages, tracefs, and the virtual
 # environment .venv with the command kwsiem. Idempotent: run again, it installs only what is missing.
 #
-#   packaging/setup.sh            what running needs
-#   packaging/setup.sh --test     and what the tests need (nmap, hydra, sshd, rsyslog, other bpftrace versions …)
+#   packaging/setup.sh              what running needs
+#   packaging/setup.sh --test       and what the tests need (nmap, hydra, sshd, rsyslog, other bpftrace versions …)
+#   packaging/setup.sh --scoreboard and what `make scoreboard` needs (wrk, dnsperf, unbound, slowhttptest …)
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -70,12 +71,16 @@ make_environment() {
 # shellcheck disable=SC2086
 install_packages $RUN_PACKAGES
 mount_tracefs
-if [ "${1:-}" = "--test" ]; then
+if [ "${1:-}" = "--test" ] || [ "${1:-}" = "--scoreboard" ]; then
     # shellcheck disable=SC2086
     install_packages $TEST_PACKAGES
     make_environment packaging/requirements-test.lock
     as_root packaging/test-roots.sh
     as_root packaging/test-peers.sh
+    if [ "$1" = "--scoreboard" ]; then
+        install_packages git
+        as_root packaging/scoreboard-tools.sh
+    fi
 else
     make_environment packaging/requirements.lock
 fi

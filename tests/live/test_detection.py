@@ -1,4 +1,4 @@
-"""A real attack becomes a real alert; real work becomes none."""
+"""Password attacks become alerts, daily work and hostile names do not. Network attacks: test_scoreboard.py."""
 
 import http.server
 import json
@@ -15,7 +15,7 @@ from lab import Lab, wait_until
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
 
-ATTACKERS = ("nmap1", "nmap2", "nmap3", "nmap4", "nmap5", "nmap6", "hydra1", "friend")
+ATTACKERS = ("hydra1", "friend")
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +31,6 @@ def host(lab, open_folder):
         yield appliance
 
 
-def nmap(lab: Lab, attacker: str, target: str, *options: str) -> None:
-    lab.run(attacker, ["nmap", "-n", "-Pn", "--max-retries", "1", *options, target], timeout=90)
-
-
 def peer(lab: Lab, attacker: str) -> str:
     """The host's address on the link to an attacker."""
     return (
@@ -46,34 +42,6 @@ def peer(lab: Lab, attacker: str) -> str:
 
 def own(lab: Lab, attacker: str) -> str:
     return lab.ip4(attacker)
-
-
-@pytest.mark.parametrize(
-    ("attacker", "option", "rule"),
-    [
-        ("nmap1", "-sS", "tcp-port-scan"),
-        ("nmap2", "-sT", "tcp-port-scan"),
-        ("nmap3", "-sF", "tcp-stealth-scan-fin"),
-        ("nmap4", "-sN", "tcp-stealth-scan-null"),
-        ("nmap5", "-sX", "tcp-stealth-scan-xmas"),
-    ],
-)
-def test_each_nmap_scan_is_one_alert_that_names_its_source(lab, host, attacker, option, rule):
-    nmap(lab, attacker, peer(lab, attacker), option, "-p", "1-60")
-    alert = host.wait_alert(rule, own(lab, attacker))
-    assert alert["destination"]["ip"] == peer(lab, attacker)
-    assert alert["event"]["kind"] == "alert"
-    assert len([a for a in host.alerts(rule) if a["source"]["ip"] == own(lab, attacker)]) == 1
-
-
-def test_a_scan_over_ipv6_is_an_alert(lab, host):
-    target = lab.ip6("nmap6").removesuffix("2") + "1"
-    nmap(lab, "nmap6", target, "-6", "-sS", "-p", "1-60")
-    wait_until(
-        lambda: any(a["source"]["ip"] == lab.ip6("nmap6") for a in host.alerts("tcp-port-scan")),
-        15,
-        "alert of the IPv6 scan",
-    )
 
 
 @pytest.fixture
@@ -124,13 +92,13 @@ def test_daily_work_raises_nothing(lab, host, sshd, tmp_path):
     lab.run("friend", [sys.executable, "-c", fetch], timeout=90)
     server.shutdown()
     server.server_close()
-    ports = range(8001, 8041)
-    for _ in listen(lab, "friend", *ports):
-        burst = (
-            "import socket\nheld = [socket.create_connection((%r, port)) for port in %r for _ in range(3)]\n"
-        ) % (own(lab, "friend"), list(ports))
+    mirrors = [f"{own(lab, 'friend').rpartition('.')[0]}.{n}" for n in range(100, 140)]
+    for mirror in mirrors:
+        lab.address("friend", "eth0", f"{mirror}/24")
+    for _ in listen(lab, "friend", 443):
+        burst = f"import socket\nheld = [socket.create_connection((a, 443)) for a in {mirrors} for _ in range(3)]\n"
         lab.run("host", [sys.executable, "-W", "ignore", "-c", burst])
-    wait_until(lambda: host.status()["engine"]["lines"]["net"]["received"] > 520, 15, "traffic was seen")
+    wait_until(lambda: host.status()["engine"]["lines"]["net"]["received"] > 100, 15, "traffic was seen")
     after = [a for a in host.alerts(state=None) if a not in before]
     assert [
         a["rule"]["id"] for a in after if a.get("source", {}).get("ip") in (own(lab, "friend"), target)
@@ -174,19 +142,3 @@ def test_hostile_names_forge_nothing(lab, host, tmp_path):
     assert recorded
     for line in recorded:
         json.loads(line)
-
-
-def test_replay_of_the_recording_prints_the_alerts_of_the_live_run(lab, host):
-    """Last in this module: the recording holds everything above."""
-    wait_until(lambda: host.recording.stat().st_size > 0, 5)
-    done = lab.run(
-        "host",
-        [sys.executable, "-I", "-m", "kwsiem", "replay", "--format", "ecs", "--rules", str(host.rules)]
-        + ["--probes", str(host.probes), str(host.recording)],
-        check=False,
-    )
-    replayed = {a["event"]["id"]: a for a in map(json.loads, done.stdout.splitlines())}
-    live = {a["event"]["id"]: a for a in host.alerts() if not a["rule"]["id"].startswith(("probe", "rules"))}
-    assert len(live) >= 8
-    opened = {i: a for i, a in replayed.items() if a["kwsiem"]["alert"]["state"] == "open"}
-    assert opened == live
