@@ -39,7 +39,7 @@ format:  ## let ruff write the layout
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup-test  ## the benchmarks; figures, never pass or fail
+bench: setup-scoreboard  ## the benchmarks; figures, never pass or fail
 	taskset -c 0 $(BIN)/python bench/engine.py
 	taskset -c 0 $(BIN)/python bench/distinct.py
 	taskset -c 0 $(BIN)/python bench/flood.py

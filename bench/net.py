@@ -13,7 +13,7 @@ latency   from sending the SYN that completes the threshold of tcp-port-scan to 
 flood     SYNs of forged random sources as fast as the veth takes them, to one port and to all ports, and a slow
           scan of one honest source meanwhile: processor time, peak memory, alerts, and where each packet went.
 
-Needs iperf3, wrk, nginx and hping3.
+Needs nginx and hping3, and iperf3 and wrk: `make setup-scoreboard` unpacks them.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ from live import SEND, SOURCES, cpu_s, percentile
 from kwsiem.messages import ProbeKinds
 from kwsiem.recording import read_recording
 
+#: Starts one of the programs that ``make setup-scoreboard`` has unpacked.
+TOOL = Path(os.environ.get("KWSIEM_SCOREBOARD_TOOLS", "/var/cache/kwsiem-scoreboard")) / "run"
 BPF_STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 WARM_S = 3.0
 LOAD_S = 5
@@ -99,15 +101,16 @@ def boot_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
-def need(*programs: str) -> None:
-    """Ends with what to install when a program is missing."""
-    packages = {"nginx": "nginx-light"}
-    missing = [program for program in programs if not shutil.which(program)]
+def need(*names: str) -> None:
+    """Ends with what to do when a program is missing."""
+    missing = [name for name in names if not shutil.which(name) and not TOOL.exists()]
     if missing:
-        names = " ".join(packages.get(program, program) for program in missing)
-        sys.exit(
-            f"bench/net.py: not found: {', '.join(missing)}. apt-get install --no-install-recommends {names}"
-        )
+        sys.exit(f"bench/net.py: not found: {', '.join(missing)}. Run: make setup-scoreboard")
+
+
+def program(name: str) -> list[str]:
+    """What starts a program: its name, where it is installed, else the unpacked one."""
+    return [name] if shutil.which(name) or not TOOL.exists() else [str(TOOL), name]
 
 
 def processes(appliance: RunningAppliance) -> dict[str, int]:
@@ -195,11 +198,12 @@ def servers(lab: Lab, folder: Path) -> list[int]:
     """iperf3 and nginx in the namespace of the host, which end with the laboratory; their processes."""
     (folder / "www").mkdir()
     (folder / "www" / "small.txt").write_text("x" * 100)
+    (folder / "www" / "page.html").write_text("x" * 30_000)
     (folder / "nginx.conf").write_text(NGINX.format(folder=folder))
     folder.chmod(0o755)
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     nginx = lab.popen("host", ["nginx", "-c", str(folder / "nginx.conf"), "-p", str(folder)], **quiet).pid
-    iperf = lab.popen("host", ["iperf3", "-s"], **quiet).pid
+    iperf = lab.popen("host", [*program("iperf3"), "-s"], **quiet).pid
     sockets = ["ss", "-Hltn", "sport = :8080 or sport = :5201"]
     wait_until(lambda: lab.run("host", sockets).stdout.count("LISTEN") == 2, 10, "servers listen")
     children = Path(f"/proc/{nginx}/task/{nginx}/children").read_text().split()
@@ -208,23 +212,24 @@ def servers(lab: Lab, folder: Path) -> list[int]:
 
 def iperf3(lab: Lab, streams: int) -> float:
     """Gbit/s received."""
-    argv = ["iperf3", "-c", lab.ip4("host"), "-t", str(LOAD_S), "-P", str(streams), "-J"]
+    argv = [*program("iperf3"), "-c", lab.ip4("host"), "-t", str(LOAD_S), "-P", str(streams), "-J"]
     return (
         json.loads(lab.run("peer", argv, timeout=60).stdout)["end"]["sum_received"]["bits_per_second"] / 1e9
     )
 
 
-def wrk(lab: Lab) -> float:
+def wrk(lab: Lab, page: str) -> float:
     """Requests/s."""
-    url = f"http://{lab.ip4('host')}:8080/small.txt"
-    done = lab.run("peer", ["wrk", "-t", "1", "-c", "16", "-d", f"{LOAD_S}s", url], timeout=60)
-    return float(done.stdout.split("Requests/sec:")[1].split()[0])
+    url = f"http://{lab.ip4('host')}:8080/{page}"
+    argv = [*program("wrk"), "-t", "1", "-c", "16", "-d", f"{LOAD_S}s", url]
+    return float(lab.run("peer", argv, timeout=60).stdout.split("Requests/sec:")[1].split()[0])
 
 
 LOADS: dict[str, tuple[str, Callable[[Lab], float]]] = {
     "TCP, 1 stream": ("Gbit/s", lambda lab: iperf3(lab, 1)),
     "TCP, 4 streams": ("Gbit/s", lambda lab: iperf3(lab, 4)),
-    "HTTP, keep-alive": ("requests/s", wrk),
+    "HTTP, 100 bytes": ("requests/s", lambda lab: wrk(lab, "small.txt")),
+    "HTTP, 30 kB": ("requests/s", lambda lab: wrk(lab, "page.html")),
 }
 
 

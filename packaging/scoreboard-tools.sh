@@ -1,5 +1,5 @@
 #!/bin/sh
-# The programs that only `make scoreboard` needs, unpacked into a folder of their own and never installed: no service
+# The programs that only `make scoreboard` and `make bench` need, unpacked into a folder of their own and never installed: no service
 # starts, and chrony does not put out the host's own time service. Idempotent.
 #
 #   packaging/scoreboard-tools.sh [FOLDER]      default: $KWSIEM_SCOREBOARD_TOOLS, else /var/cache/kwsiem-scoreboard
@@ -7,7 +7,7 @@
 # FOLDER/run PROGRAM ARGUMENTS… starts one of them with its own libraries.
 set -eu
 folder=${1:-${KWSIEM_SCOREBOARD_TOOLS:-/var/cache/kwsiem-scoreboard}}
-PACKAGES="wrk apache2-utils slowhttptest dnsperf unbound iodine redis-server rsync chrony iputils-ping"
+PACKAGES="wrk iperf3 apache2-utils slowhttptest dnsperf unbound iodine redis-server rsync chrony iputils-ping"
 root=$folder/root
 stamp=$(sha256sum <"$0")
 [ "$(cat "$folder/done" 2>/dev/null)" = "$stamp" ] && exit 0
@@ -42,7 +42,7 @@ export PATH LD_LIBRARY_PATH
 exec "\$@"
 END
 chmod 755 "$folder/run"
-for program in wrk ab slowhttptest dnsperf unbound iodine iodined redis-server rsync chronyd ping; do
+for program in wrk iperf3 ab slowhttptest dnsperf unbound iodine iodined redis-server rsync chronyd ping; do
     "$folder/run" sh -c "command -v $program" >/dev/null || { echo "$program is missing in $root" >&2; exit 1; }
 done
 printf '%s\n' "$stamp" >"$folder/done"
