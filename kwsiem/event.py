@@ -294,7 +294,8 @@ OWN_KINDS: Final[Mapping[str, EventKind]] = {
             "probe.name:str event.reason:str event.count:u64",
             "Events the sensor did not see or did not pass on. event.reason: ring_buffer (bpftrace could"
             " not keep up), budget (held back by the probe), map_full (beyond a map's size); and no loss:"
-            " aggregated (told by flow.source and flow.rate), untracked (connections not followed).",
+            " aggregated (told by flow.source and flow.rate), busy (connections and lookups of a busy host),"
+            " untracked (connections not followed).",
         ),
         _own(
             "sensor.probe",
