@@ -18,7 +18,8 @@ _BITS: Final = {INT: "(32 bits)", LONG: "(64 bits)"}
 _PARAGRAPHS: Final[dict[str, tuple[str, str]]] = {
     "ecs": (
         "The whole document (Elastic Common Schema), for Elasticsearch, OpenSearch and whatever reads JSON"
-        " lines. Every other format is made from it. Own facts are under `kwsiem`.",
+        " lines. Every other format is made from it. Own facts are under `kwsiem`; each event in"
+        " `kwsiem.alert.evidence` has a `grade`: `proven` when it proves its source, else `spoofable`.",
         "`event.severity` is the number, `event.risk_score` ten times that.",
     ),
     "json": (
@@ -78,7 +79,7 @@ def example() -> dict[str, Any]:
             tags=["attack.discovery", "attack.t1046"],
             fields=_FLOW,
             values=[20, 21, 22, 23, 24],
-            evidence=[{"kind": "tcp.syn", "ts_ns": 1, **_FLOW}],
+            evidence=[{"kind": "tcp.syn", "ts_ns": 1, "grade": "spoofable", **_FLOW}],
             host="gw01.example.net",
         )
     )
