@@ -221,13 +221,12 @@ def output(settings: Settings, one: OutputSettings) -> list[Finding]:
     except ConfigError as error:
         state: State = MISSING if is_root else SKIPPED
         return [Finding(name, state, mask(str(error)), _mend_settings(str(error), settings))]
+    who = rights.account(settings.user).pw_name
     rights.drop(settings.user)
     try:
         found = _reach(short, made, target, settings)
     except OutputError as error:
-        return [
-            Finding(name, MISSING, mask(str(error)), _mend_output(short, target, settings.user, str(error)))
-        ]
+        return [Finding(name, MISSING, mask(str(error)), _mend_output(short, target, who, str(error)))]
     finally:
         made.close()
     return [Finding(name, GOOD, mask(found))]
@@ -304,7 +303,7 @@ def _mend_settings(why: str, settings: Settings) -> str:
     """The command for what keeps an output from being made."""
     secret = re.search(r"no secret (\w+)", why)
     if secret:
-        return f"echo '{secret[1]}=…' >>{shlex.quote(settings.env_file)}"
+        return f"(umask 077; echo '{secret[1]}=…' >>{shlex.quote(settings.env_file)})"
     package = re.search(r"pip install \S+", why)
     return package[0] if package else "kwsiem check --no-probes"
 
