@@ -6,12 +6,16 @@ Wall time is ``ts_ns + offset``; the offset is measured at start and again every
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import time
 from datetime import datetime, timezone
 
 NS_PER_S = 1_000_000_000
 NS_PER_MS = 1_000_000
+
+_TIME_ERROR = 5  # linux/timex.h: the clock is not synchronised
+_TIMEX_BYTES = 512  # struct timex has 208
 
 
 def boot_ns() -> int:
@@ -39,6 +43,16 @@ def monotonic_s() -> float:
 def sleep_s(duration_s: float) -> None:
     """Sleep for so many seconds."""
     time.sleep(duration_s)
+
+
+def is_synchronised() -> bool | None:
+    """Whether something keeps wall time right, as the kernel sees it (adjtimex(2)); None: it does not say.
+
+    chrony, ntpd and systemd-timesyncd tell the kernel; what only sets the clock now and then does not.
+    """
+    # All zero: modes 0 changes nothing.
+    state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES))
+    return None if state < 0 else state != _TIME_ERROR
 
 
 def wall_offset_ns() -> int:

@@ -104,10 +104,11 @@ def check_probes(settings: Settings) -> list[Result]:
     if os.geteuid() != 0:
         raise UnavailableError("checking probes needs root: bpftrace loads them into the kernel; try sudo")
     version = bpftrace_version(settings.bpftrace)
-    return [_check(settings, version, spec) for spec in catalog_of(settings).probes.values()]
+    return [check_probe(settings, version, spec) for spec in catalog_of(settings).probes.values()]
 
 
-def _check(settings: Settings, version: Version, spec: ProbeSpec) -> Result:
+def check_probe(settings: Settings, version: Version, spec: ProbeSpec) -> Result:
+    """Lint, preflight and really start one probe until its first heartbeat, DRY_RUN_S at most."""
     wrong = lint_probe(spec, spec.path.read_text(encoding="utf-8"))
     if wrong:
         return Result(spec.name, "failed", "; ".join(map(str, wrong)))

@@ -10,7 +10,9 @@ import pytest
 from kwsiem.cli import main
 
 SOURCE = Path(__file__).resolve().parents[3]
-COMMANDS = ("run", "status", "stats", "check", "probes", "rules", "outputs", "blocks", "replay", "simulate")
+COMMANDS = (
+    "run", "status", "stats", "check", "doctor", "probes", "rules", "outputs", "blocks", "replay", "simulate"
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
