@@ -9,7 +9,8 @@ The path of an event, each stage one package or module, each arrow one record ty
     formats/ 5 alert  -> bytes      pure functions
     outputs/ 7 bytes  -> the world  console, file, syslog
 
-Three processes carry it: ``appliance`` (the sensor, root), ``engine`` and ``courier`` (no rights).
+Three processes carry it: ``appliance`` (the sensor, root), ``engine`` and ``courier`` (no rights); a fourth,
+``exporter``, serves metrics when asked for.
 """
 
 __version__ = "0.1.0"

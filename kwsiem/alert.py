@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from kwsiem.clock import NS_PER_MS
+from kwsiem.clock import NS_PER_MS, wall_ns
 
 ECS_VERSION: Final = "9.4.0"
 
@@ -87,6 +87,14 @@ def _identifier(wall_ns: int, key: str) -> str:
     digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=10).digest()
     number = ((wall_ns // NS_PER_MS) & (2**48 - 1)) << 80 | int.from_bytes(digest, "big")
     return "".join([_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
+
+
+def raised_ns_of(alert_id: str) -> int:
+    """When an alert was raised, by its id: nanoseconds since 1970, to the millisecond; now for other ids."""
+    digits = [_CROCKFORD.find(letter) for letter in alert_id[:10]]
+    if len(alert_id) != 26 or min(digits) < 0:
+        return wall_ns()
+    return functools.reduce(lambda number, digit: number << 5 | digit, digits, 0) * NS_PER_MS
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:

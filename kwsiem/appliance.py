@@ -15,6 +15,7 @@ import selectors
 import signal
 import socket
 import stat
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +26,7 @@ from kwsiem import __version__, clock, logs, rights
 from kwsiem.blocking import RouteWatch, make_blocker
 from kwsiem.config import Settings
 from kwsiem.control import ControlServer
-from kwsiem.errors import EXIT_GOOD, ConfigError, UnavailableError
+from kwsiem.errors import EXIT_GOOD, ConfigError, LinkError, UnavailableError
 from kwsiem.link import Link, link_pair
 from kwsiem.messages import (
     BlockRequest,
@@ -34,8 +35,11 @@ from kwsiem.messages import (
     CourierRestarted,
     CourierStart,
     EngineStart,
+    ExporterStart,
+    Figures,
     FromCourier,
     FromEngine,
+    FromExporter,
     Heartbeat,
     OwnEvent,
     ProbeAttach,
@@ -45,19 +49,24 @@ from kwsiem.messages import (
     RetryDead,
     RulesOffer,
     RulesTaken,
+    RuleStats,
     Stats,
     Stop,
 )
+from kwsiem.rule_figures import RuleFigures
 from kwsiem.rules.watch import Loaded, RuleFiles
 from kwsiem.sensor.catalog import BTF, Catalog, lint_probe, read_catalog
 from kwsiem.sensor.child import bpftrace_version
 from kwsiem.sensor.supervisor import TRACING, Supervisor
 from kwsiem.sensor.worker import Worker
+from kwsiem.usage import usage_of
 from kwsiem.watch import LOOK_S, FolderWatch, signature
 
 STOP_S: Final = 5.0
 OFFSET_S: Final = 60.0
 TICK_S: Final = 0.2
+#: How often the exporter gets new figures: a fraction of any interval of scrapes.
+FIGURES_S: Final = 2.0
 
 log = logging.getLogger("kwsiem.sensor")
 
@@ -74,6 +83,12 @@ class Appliance:
         self._alert_ends = link_pair()
         self.engine: Worker[FromEngine] = Worker("engine", FromEngine, self._alert_ends[0])
         self.courier: Worker[FromCourier] = Worker("courier", FromCourier, self._alert_ends[1])
+        self.exporter: Worker[FromExporter] = Worker("exporter", FromExporter)
+        self.exporter.stopping = not settings.metrics.listen
+        self._workers: list[Worker[Any]] = [self.engine, self.courier]
+        if settings.metrics.listen:
+            self._workers.append(self.exporter)
+        self.rule_figures = RuleFigures()
         self.supervisor = Supervisor(self, settings.bpftrace, self.version)
         self.rules = RuleFiles(Path(settings.rules), Path(settings.rules_dir), settings.user)
         self.catalog: Catalog = read_catalog([Path(folder) for folder in settings.probes])
@@ -111,7 +126,7 @@ class Appliance:
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT, then end everything in the order of the path."""
-        next_look_s = next_offset_s = 0.0
+        next_look_s = next_offset_s = next_figures_s = 0.0
         while not self.stopping:
             self._step(0.0 if self.blocker.busy else TICK_S)
             self.blocker.work()
@@ -127,6 +142,9 @@ class Appliance:
             if now_s >= next_offset_s:
                 next_offset_s = now_s + OFFSET_S
                 self._to_engine(ClockOffset(offset_ns=clock.wall_offset_ns()))
+            if self.exporter.ready and now_s >= next_figures_s:
+                next_figures_s = now_s + FIGURES_S
+                self._export()
         self._shut_down()
         return EXIT_GOOD
 
@@ -153,10 +171,11 @@ class Appliance:
         """Probes first, then the engine (it reads their pipes to the end), then the courier."""
         log.info("stopping")
         now_s = clock.monotonic_s()
-        self.engine.stopping = self.courier.stopping = True
+        for worker in self._workers:
+            worker.stopping = True
         self.supervisor.stop(now_s)
         self._until(lambda: not self.supervisor.running)
-        for worker in (self.engine, self.courier):
+        for worker in self._workers:
             if worker.link:
                 worker.link.send(Stop())
             self._until(lambda worker=worker: not worker.running)  # type: ignore[misc]
@@ -204,7 +223,7 @@ class Appliance:
     # -- engine and courier --------------------------------------------------------------------------
 
     def _start_workers(self, now_s: float) -> None:
-        for worker in (self.engine, self.courier):
+        for worker in self._workers:
             if worker.hangs(now_s):
                 log.error("process hangs, is killed", extra={"which": worker.name, "pid": worker.pid})
                 worker.heard_s = now_s
@@ -230,6 +249,12 @@ class Appliance:
             )
             engine.send(start, [*self._state_fds, *recording])
             self._serve(self.engine, self._from_engine)
+        if self.exporter.due(now_s):
+            exporter = self.exporter.start(now_s)
+            wanted = self.settings.metrics.listen
+            log_level = self.settings.log_level
+            exporter.send(ExporterStart(user=self.settings.user, listen=wanted, log_level=log_level))
+            self._serve(self.exporter, self._from_exporter)
 
     def _serve(self, worker: Worker[Any], take: Callable[[Any], None]) -> None:
         link: Link[Any] | None = worker.link
@@ -264,6 +289,10 @@ class Appliance:
             self.supervisor.heartbeat(message.probe, message.generation, now_s)
         elif isinstance(message, Stats):
             self.engine.stats = message.values
+        elif isinstance(message, RuleStats):
+            self.rule_figures.take(message.sha256, message.rules)
+            if self.exporter.ready:
+                self._to_exporter(message)
         elif isinstance(message, ProbeDrained):
             self.supervisor.drained(message.probe, message.generation)
         elif isinstance(message, RulesTaken):
@@ -289,6 +318,30 @@ class Appliance:
             self.tell(message.kind, message.fields)
         elif isinstance(message, Ready):
             self.courier.ready = True
+
+    def _from_exporter(self, message: FromExporter) -> None:
+        if isinstance(message, Stats):
+            self.exporter.stats = message.values
+        elif isinstance(message, Ready):
+            self.exporter.ready = True
+            for sha256, rules in self.rule_figures.parts():
+                self._to_exporter(RuleStats(sha256=sha256, rules=rules))
+            self._export()
+
+    def _to_exporter(self, message: Figures | RuleStats) -> None:
+        """What does not fit or is not taken is left out: the next figures come soon."""
+        if self.exporter.link is None:
+            return
+        try:
+            self.exporter.link.send(message)
+        except LinkError as error:
+            log.error("figures are too large for metrics", extra={"error": str(error)})
+
+    def _export(self) -> None:
+        """The latest figures to the exporter, each part in a message of its own."""
+        self._to_exporter(Figures(values=self.figures()))
+        for worker in (self.engine, self.courier):
+            self._to_exporter(Figures(part=worker.name, values=worker.stats))
 
     # -- rules ---------------------------------------------------------------------------------------
 
@@ -397,11 +450,16 @@ class Appliance:
         """The answer to a request on the control socket."""
         if request.get("command") == "status":
             return self.status()
+        if request.get("command") == "metrics":
+            parts = {worker.name: worker.stats for worker in (self.engine, self.courier)}
+            return {"figures": self.figures() | parts, "rules": self.rule_figures.counts}
         if request.get("command") == "blocks":
             return self.blocker.answer(request)
         if request.get("command") == "retry_dead":
             return self._retry_dead(str(request.get("output", "")))
-        return {"error": f"unknown command {request.get('command')!r}, known: status, blocks, retry_dead"}
+        return {
+            "error": f"unknown command {request.get('command')!r}, known: status, metrics, blocks, retry_dead"
+        }
 
     def _retry_dead(self, output: str) -> dict[str, Any]:
         if output not in {settings.name for settings in self.settings.outputs}:
@@ -423,21 +481,61 @@ class Appliance:
             "probes": self.supervisor.status(now_s),
             "probe_problems": [str(problem) for problem in self.catalog.problems],
             "rules": self.rules.status(),
-            "processes": [
-                {
-                    "name": worker.name,
-                    "pid": worker.pid if worker.running else None,
-                    "state": "ready" if worker.ready else ("starting" if worker.running else "ended"),
-                    "since_s": round(now_s - worker.since_s, 3),
-                    "restarts": worker.restarts,
-                }
-                for worker in (self.engine, self.courier)
-            ],
+            "processes": self._processes(now_s),
             "engine": self.engine.stats,
             "courier": self.courier.stats,
             "blocking": self.blocker.status(),
+            "metrics": self.exporter.stats,
             "bad_messages": self._bad_messages,
         }
+
+    def _processes(self, now_s: float) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": worker.name,
+                "pid": worker.pid if worker.running else None,
+                "state": "ready" if worker.ready else ("starting" if worker.running else "ended"),
+                "since_s": round(now_s - worker.since_s, 3),
+                "restarts": worker.restarts,
+            }
+            for worker in self._workers
+        ]
+
+    def figures(self) -> dict[str, Any]:
+        """What metrics are made of, but for what the engine and the courier say of themselves."""
+        now_s = clock.monotonic_s()
+        probes, processes = self.supervisor.status(now_s), self._processes(now_s)
+        blocking = self.blocker.status()
+        rules = self.rules.status()
+        return {
+            "version": __version__,
+            "bpftrace": ".".join(map(str, self.version)),
+            "at_s": clock.wall_ns() / clock.NS_PER_S,
+            "began_s": self.began_ns / clock.NS_PER_S,
+            "probes": [{key: probe[key] for key in ("name", "state", "restarts")} for probe in probes],
+            "rules": {key: rules[key] for key in ("rules", "stale", "skipped")},
+            "processes": processes,
+            "usage": _usages(probes, processes),
+            "blocking": {
+                "mode": blocking["mode"],
+                "counters": blocking["counters"],
+                "by_mode": Counter(decision.mode for decision in self.blocker.decisions),
+                "firewall_error": bool(blocking["firewall_error"]),
+            },
+            "bad_messages": self._bad_messages,
+        }
+
+
+def _usages(probes: list[dict[str, Any]], processes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Processor time and memory of our own process, of the others, and of each bpftrace."""
+    running = [("sensor", "", os.getpid())]
+    running += [(process["name"], "", process["pid"]) for process in processes if process["pid"]]
+    running += [("bpftrace", probe["name"], probe["pid"]) for probe in probes if probe["pid"]]
+    return [
+        {"process": name, "probe": probe, **usage._asdict()}
+        for name, probe, pid in running
+        if (usage := usage_of(pid)) is not None
+    ]
 
 
 def check_host(settings: Settings) -> tuple[int, int, int]:

@@ -7,7 +7,9 @@ and what was expected.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
+import re
 import socket
 import sys
 from collections.abc import Mapping
@@ -55,6 +57,27 @@ class BlockingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     collateral: int = 8
 
 
+class MetricsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Metrics for Prometheus.
+
+    ``listen`` is an address and a port from 1024 on (``127.0.0.1:9464``, ``"[::1]:9464"``); empty: none are
+    served. There is no password: what is not loopback is for the networks that you trust.
+    """
+
+    listen: str = ""
+
+
+def listen_address(listen: str) -> tuple[str, int]:
+    """The address and the port of ``listen``; raises ValueError."""
+    found = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+)):([0-9]{4,5})", listen, re.ASCII)
+    if found is None:
+        raise ValueError("expected ADDRESS:PORT, as 127.0.0.1:9464 or [::1]:9464")
+    address, port = ipaddress.ip_address(found[1] or found[2]), int(found[3])
+    if not 1024 <= port <= 65535:
+        raise ValueError("the port must be 1024 to 65535: who listens there has no rights")
+    return str(address), port
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings of the appliance, resolved.
 
@@ -81,6 +104,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     outbox_max_bytes: int = 1 << 30
     outputs: tuple[OutputSettings, ...] = ()
     blocking: BlockingSettings = BlockingSettings()
+    metrics: MetricsSettings = MetricsSettings()
 
     @property
     def control_socket(self) -> Path:
@@ -207,6 +231,8 @@ class _Reader:
                 result[key] = self._outputs(here, item)
             elif cls is Settings and key == "blocking":
                 result[key] = self._blocking(here, item)
+            elif cls is Settings and key == "metrics":
+                result[key] = self._metrics(here, item)
             else:
                 self._convert(here, item, fields[key].type, result)
         for name, field in fields.items():
@@ -243,6 +269,15 @@ class _Reader:
             if not 1 <= step <= MAX_BLOCK_S:
                 self.wrong((*path, "escalation_s", index), f"must be 1 to {MAX_BLOCK_S}, got {step}")
         return BlockingSettings() if len(self._problems) > before else BlockingSettings(**found)
+
+    def _metrics(self, path: KeyPath, value: Any) -> MetricsSettings:
+        found = self.checked(path, value, MetricsSettings)
+        if found.get("listen"):
+            try:
+                listen_address(found["listen"])
+            except ValueError as error:
+                self.wrong((*path, "listen"), f"{error}, got {found['listen']!r}")
+        return MetricsSettings(**found)
 
     def _output(self, path: KeyPath, value: Any) -> OutputSettings | None:
         """One output, read by the struct that its ``type`` names."""

@@ -26,6 +26,8 @@ from typing import Any, Final
 import msgspec
 
 from kwsiem import clock, failpoint, logs, rights
+from kwsiem.alert import raised_ns_of
+from kwsiem.clock import NS_PER_S
 from kwsiem.config import Settings
 from kwsiem.delivery import make_output, make_route
 from kwsiem.document import document
@@ -338,6 +340,7 @@ class CourierProcess:
                     **thread.worker.stats(),
                     **msgspec.to_builtins(ledger),
                     "balanced": ledger.balanced,
+                    "lag_s": self._lag_s(thread.worker.name) if ledger.waiting else 0.0,
                 }
             )
         held_alerts, held_bytes = self.outbox.held()
@@ -360,6 +363,13 @@ class CourierProcess:
             "bad_messages": self.sensor.bad + self.alerts.bad,
         }
         return self._last_counters
+
+    def _lag_s(self, output: str) -> float:
+        """The age of the oldest alert that waits for an output, by the time in its id."""
+        waiting = self.outbox.waiting(output, 1)
+        return (
+            round(max(0.0, (clock.wall_ns() - raised_ns_of(waiting[0].id)) / NS_PER_S), 3) if waiting else 0.0
+        )
 
     def _drain(self) -> None:
         """Take everything that is on its way, until the engine has nothing more; then let the outputs end."""

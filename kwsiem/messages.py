@@ -1,4 +1,4 @@
-"""What the three processes say to each other: a handful of typed messages, msgpack on a link.
+"""What our processes say to each other: a handful of typed messages, msgpack on a link.
 
 Every message is a tagged msgspec struct; a receiver decodes only the union that its peer may send, so a
 taken-over engine cannot make the sensor do anything that is not listed here. Bulk (compiled rules) never
@@ -13,6 +13,7 @@ import msgspec
 
 from kwsiem.alert import Alert
 from kwsiem.event import EventKind
+from kwsiem.rule_figures import RuleCounts
 
 
 class _Message(msgspec.Struct, kw_only=True, tag_field="type", omit_defaults=True):
@@ -147,6 +148,13 @@ class Stats(_Message, tag="stats"):
     values: dict[str, Any]
 
 
+class RuleStats(_Message, tag="rule_stats"):
+    """The counts of some rules of the rule set that runs; all have their turn (engine, sensor, exporter)."""
+
+    sha256: str
+    rules: dict[str, RuleCounts]
+
+
 # engine <-> courier ---------------------------------------------------------------------------------
 
 
@@ -179,9 +187,29 @@ class RetryDead(_Message, tag="retry_dead"):
     output: str
 
 
+# sensor -> exporter ---------------------------------------------------------------------------------
+
+
+class ExporterStart(_Message, tag="exporter_start"):
+    """First message to the exporter: whom to become and where to listen (``127.0.0.1:9464``)."""
+
+    user: str
+    listen: str
+    log_level: str = "info"
+
+
+class Figures(_Message, tag="figures"):
+    """What the exporter shows: the figures of the sensor, or those of ``part`` (``engine``, ``courier``)."""
+
+    values: dict[str, Any]
+    part: str = ""
+
+
 ToEngine = Union[EngineStart, ProbeAttach, RulesOffer, OwnEvent, ClockOffset, CourierRestarted, Stop]
-FromEngine = Union[Ready, Heartbeat, ProbeDrained, RulesTaken, BlockRequest, BlockWithdrawn, Stats]
+FromEngine = Union[Ready, Heartbeat, ProbeDrained, RulesTaken, BlockRequest, BlockWithdrawn, Stats, RuleStats]
 ToCourier = Union[CourierStart, RetryDead, Stop]
 FromCourier = Union[Ready, Stats, OwnEvent]
+ToExporter = Union[ExporterStart, Figures, RuleStats, Stop]
+FromExporter = Union[Ready, Stats]
 EngineToCourier = AlertRaised
 CourierToEngine = AlertsDurable

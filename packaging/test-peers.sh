@@ -1,6 +1,7 @@
 #!/bin/sh
-# syslog-ng for the tests and fail2ban for a benchmark, unpacked into folders of their own and never installed:
-# Debian's rsyslog and syslog-ng-core exclude each other, and fail2ban would begin to ban. Idempotent.
+# syslog-ng and Prometheus for the tests and fail2ban for a benchmark, unpacked into folders of their own and
+# never installed: Debian's rsyslog and syslog-ng-core exclude each other, fail2ban would begin to ban, and
+# Prometheus would run as a service. Idempotent.
 #
 #   packaging/test-peers.sh [FOLDER]        default: $KWSIEM_TEST_PEERS, else /var/cache/kwsiem-test-peers
 set -eu
@@ -15,6 +16,18 @@ if [ ! -e "$root.done" ]; then
         dpkg-deb --extract "$deb" "$root"
     done
     rm -rf "$folder/debs"
+    touch "$root.done"
+fi
+root=$folder/prometheus
+if [ ! -e "$root.done" ]; then
+    printf '\033[1m== %s\033[0m\n' "Prometheus into $root" >&2
+    rm -rf --one-file-system "$root" "$folder/debs"
+    mkdir -p "$root" "$folder/debs"
+    # Of what it depends on only the C library is needed to run it: its pages' scripts and styles are not.
+    (cd "$folder/debs" && apt-get download -qq prometheus >/dev/null)
+    dpkg-deb --extract "$folder"/debs/*.deb "$root"
+    rm -rf "$folder/debs"
+    "$root/usr/bin/promtool" --version >/dev/null
     touch "$root.done"
 fi
 root=$folder/syslog-ng

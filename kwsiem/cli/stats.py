@@ -17,6 +17,7 @@ from kwsiem.config import Settings, load_settings
 from kwsiem.control import ask
 from kwsiem.errors import EXIT_CHECK_FAILED, EXIT_GOOD, UnavailableError
 from kwsiem.outbox import read_ledger
+from kwsiem.rule_figures import RuleCounts
 
 
 def add(commands: Subparsers) -> None:
@@ -43,20 +44,30 @@ def execute(options: argparse.Namespace) -> int:
     """Ask the running appliance."""
     socket = Path(options.runtime) / "control.sock" if options.runtime else None
     settings = load_settings(options.config)
+    if options.metrics:
+        return _print_metrics(ask(socket or settings.control_socket, {"command": "metrics"}))
     try:
         status = ask(socket or settings.control_socket, {"command": "status"})
     except UnavailableError as error:
-        if options.runtime or options.metrics:
+        if options.runtime:
             raise
         status = on_disk(settings, error)
     found = ledger(status)
-    if options.metrics:
-        print(metrics.render(status), end="")
-    elif options.json:
+    if options.json:
         print_json(found)
     else:
         print(render(found))
     return EXIT_GOOD if found["balanced"] else EXIT_CHECK_FAILED
+
+
+def _print_metrics(answer: Mapping[str, Any]) -> int:
+    """The page of the metrics endpoint; 1 when the ledger of lines, alerts or an output does not balance."""
+    figures = answer.get("figures", {})
+    rules = msgspec.convert(answer.get("rules", {}), dict[str, RuleCounts])
+    page, _ = metrics.render(figures, rules)
+    print(page.decode("utf-8"), end="")
+    status = {part: figures.get(part, {}) for part in ("engine", "courier")}
+    return EXIT_GOOD if ledger(status)["balanced"] else EXIT_CHECK_FAILED
 
 
 def on_disk(settings: Settings, error: UnavailableError) -> dict[str, Any]:

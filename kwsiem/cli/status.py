@@ -59,6 +59,8 @@ def faults(status: dict[str, Any]) -> list[str]:
         for output in status["courier"].get("outputs", [])
         if output.get("state") == "failing"
     ]
+    if why := status.get("metrics", {}).get("error"):
+        found.append(f"metrics are not served: {why}")
     blocking = status.get("blocking", {})
     if blocking.get("wanted") == "on" and blocking.get("mode") != "on":
         why = blocking["firewall_error"] or "not armed yet: kwsiem blocks arm"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from kwsiem.alert import Alert
@@ -15,11 +15,13 @@ from kwsiem.correlate.retract import Journal, Retractions
 from kwsiem.correlate.settled import Settled, State, concerns
 from kwsiem.correlate.snapshot import Restore, restore_states, save_states
 from kwsiem.correlate.window import Window
-from kwsiem.event import Event
+from kwsiem.event import LOST_KIND, Event, event_fields
+from kwsiem.rule_figures import RuleCounts
 from kwsiem.rules.model import Rule, RuleSet, cover_depths
 
 #: Clocks of two processors may differ by this; what is dated later still is taken as of now.
 FUTURE_NS: Final = 1_000_000_000
+MAX_LOST: Final = 200
 
 
 class Engine:
@@ -55,6 +57,9 @@ class Engine:
         self._held_told: dict[str, int] = {}
         self._saved: dict[tuple[str, str], Restore] = {}
         self.restored = 0
+        #: What sensor.lost events told, by probe and reason; MAX_LOST pairs at most.
+        self._lost: dict[tuple[str, str], int] = {}
+        self._seen_before: dict[str, int] = {}
         self.sha256 = ""
 
     @property
@@ -72,12 +77,16 @@ class Engine:
         """Run these rules from the next event on; a rule whose fingerprint is unchanged keeps its state."""
         kept = {(state.rule.id, state.rule.fingerprint): state for state in self._states}
         states = []
+        events = self._events()
+        before, self._seen_before = self._seen_before, {}
         depth = cover_depths(ruleset.rules)
         for rule in sorted(ruleset.rules, key=lambda rule: depth[rule.id]):
             state = kept.pop((rule.id, rule.fingerprint), None)
             if state is None:
                 state = self._restored(rule) or self._new_state(rule)
+                self._seen_before[rule.id] = _of_kinds(events, state)
             else:
+                self._seen_before[rule.id] = before.get(rule.id, 0)
                 state.rule = state.incidents.rule = rule
             states.append(state)
         join_covers({state.rule.id: state for state in states})
@@ -145,8 +154,11 @@ class Engine:
             for early in [each for each in events if each.ts_ns > limit_ns]:
                 early.ts_ns = now_ns
                 self.future += 1
-        counts = Counter(map(type, events))
+        counts: Counter[type[Event]] = Counter(map(type, events))
         self._seen.update(counts)
+        for cls in counts:
+            if cls.KIND.name == LOST_KIND:
+                self._count_lost(event for event in events if event.__class__ is cls)
         if len(counts) != 1:
             self._each(events)
             return
@@ -162,6 +174,13 @@ class Engine:
                 break
             except Exception as error:  # noqa: BLE001 - the edge of the stage: the events after it must be seen
                 self._note(cls, error)
+
+    def _count_lost(self, events: Iterable[Event]) -> None:
+        for event in events:
+            fields = event_fields(event)
+            pair = (str(fields.get("probe.name", "")), str(fields.get("event.reason", "")))
+            if pair in self._lost or len(self._lost) < MAX_LOST:
+                self._lost[pair] = self._lost.get(pair, 0) + int(fields.get("event.count", 0))
 
     def _each(self, events: Sequence[Event]) -> None:
         """Events of several classes."""
@@ -233,16 +252,37 @@ class Engine:
         self.restored += 1
         return state
 
-    def counters(self) -> dict[str, Any]:
-        """Events by kind; alerts, keys, evictions, late and ungrouped events, open incidents of all rules."""
+    def _events(self) -> dict[str, int]:
+        """Events so far, by kind."""
         events = dict(self._counted)
         for cls, count in self._seen.items():
             events[cls.KIND.name] = events.get(cls.KIND.name, 0) + count
+        return events
+
+    def rule_counts(self, start: int, most: int) -> dict[str, RuleCounts]:
+        """What ``most`` rules from number ``start`` on have done since they began to run."""
+        events = self._events()
+        return {
+            state.rule.id: RuleCounts(
+                evaluations=_of_kinds(events, state) - self._seen_before.get(state.rule.id, 0),
+                keys=state.keys,
+                evictions=state.evictions,
+            )
+            for state in self._states[start : start + most]
+        }
+
+    def counters(self) -> dict[str, Any]:
+        """Events by kind; alerts, keys, evictions, late and ungrouped events, open incidents of all rules."""
+        events = self._events()
         states = self._states
+        lost: dict[str, dict[str, int]] = {}
+        for (probe, reason), count in self._lost.items():
+            lost.setdefault(probe, {})[reason] = count
         return {
             "rules": len(states),
             "rules_sha256": self.sha256,
             "events": events,
+            "lost": lost,
             "alerts": self._alerts_before + sum(state.incidents.alerts for state in states),
             "keys": sum(state.keys for state in states),
             "evictions": sum(state.evictions for state in states),
@@ -260,3 +300,8 @@ class Engine:
             "errors": dict(self._errors),
             "last_error": self._last_error,
         }
+
+
+def _of_kinds(events: Mapping[str, int], state: State) -> int:
+    """Events of the kinds that a rule looks at."""
+    return sum(events.get(kind, 0) for kind in set(state.rule.events))

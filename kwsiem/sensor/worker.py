@@ -1,4 +1,4 @@
-"""The two processes without rights, engine and courier: started, restarted, told apart by their links."""
+"""Our processes without rights, engine, courier, exporter: started, restarted, told apart by links."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Incoming = TypeVar("Incoming")
 class Worker(Generic[Incoming]):
     """One of our own child processes.
 
-    ``alerts`` is its end of the alerts link. We hold both ends of that link for as long as we live, so that
-    what one process has sent is still there for the next run of the other.
+    ``alerts`` is its end of the alerts link, if it has one. We hold both ends of that link for as long as we
+    live, so that what one process has sent is still there for the next run of the other.
     """
 
-    def __init__(self, name: str, incoming: Any, alerts: socket.socket) -> None:
+    def __init__(self, name: str, incoming: Any, alerts: socket.socket | None = None) -> None:
         self.name = name
         self.stats: dict[str, Any] = {}
         self.restarts = 0
@@ -62,11 +62,15 @@ class Worker(Generic[Incoming]):
         """Start the process; the link to it is ready for the first message."""
         ours, theirs = link_pair()
         argv = [sys.executable, "-I", "-m", f"kwsiem.{self.name}"]
-        argv += ["--sensor-fd", str(theirs.fileno()), "--alerts-fd", str(self._alerts.fileno())]
+        argv += ["--sensor-fd", str(theirs.fileno())]
+        fds = [theirs.fileno()]
+        if self._alerts:
+            argv += ["--alerts-fd", str(self._alerts.fileno())]
+            fds.append(self._alerts.fileno())
         self._process = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(), self._alerts.fileno()),
+            pass_fds=fds,
             start_new_session=True,
         )
         theirs.close()

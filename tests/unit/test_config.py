@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kwsiem.config import Settings, load_settings, parse_settings, resolve
+from kwsiem.config import Settings, listen_address, load_settings, parse_settings, resolve
 from kwsiem.errors import ConfigError
 from kwsiem.output_settings import type_of
 
@@ -75,6 +75,27 @@ def test_what_is_no_settings_file_is_told_plainly(text, says):
     with pytest.raises(ConfigError) as error:
         parse_settings("k.yaml", text)
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("listen", "address"),
+    [
+        ("127.0.0.1:9464", ("127.0.0.1", 9464)),
+        ("[::1]:65535", ("::1", 65535)),
+        ("0.0.0.0:1024", ("0.0.0.0", 1024)),
+    ],
+)
+def test_metrics_listen_at_an_address_and_a_port(listen, address):
+    settings = parse_settings("x", f'metrics: {{listen: "{listen}"}}\n'.encode())
+    assert listen_address(settings.metrics.listen) == address
+
+
+@pytest.mark.parametrize(
+    "listen", ["9464", "localhost:9464", "127.0.0.1:80", "127.0.0.1:99999", "300.0.0.1:9464", "::1:9464"]
+)
+def test_metrics_listen_nowhere_else(listen):
+    with pytest.raises(ConfigError, match=r"^x:1:.*metrics.listen: .*got"):
+        parse_settings("x", f'metrics: {{listen: "{listen}"}}\n'.encode())
 
 
 def test_two_outputs_cannot_have_one_name():

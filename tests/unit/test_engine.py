@@ -56,6 +56,20 @@ def test_an_alert_is_kept_until_it_is_acknowledged(ends):
     assert (courier.waiting, courier.acknowledged) == (0, 1)
 
 
+def test_the_time_until_an_alert_is_on_disk_is_that_of_this_run(ends):
+    courier, theirs = ends
+    now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    courier.raise_alert(alert(now_ns))  # of an earlier run
+    courier.old_until = courier.number
+    courier.raise_alert(alert(now_ns - 60 * 10**9))
+    courier.raise_alert(alert(now_ns, state="close"))
+    theirs.send(AlertsDurable(numbers=[message.number for message in taken(theirs)]))
+    courier.receive()
+    figures = courier.durable.figures()
+    assert sum(figures["counts"]) == 1
+    assert 60 <= figures["sum_s"] < 120
+
+
 def test_a_new_courier_gets_what_was_not_acknowledged_and_only_that(ends):
     courier, theirs = ends
     for number in range(3):

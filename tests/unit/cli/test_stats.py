@@ -1,9 +1,10 @@
+import contextlib
 import json
 import re
+import threading
 
 import pytest
 
-from kwsiem import metrics
 from kwsiem.cli import main
 from kwsiem.cli.stats import ledger, render
 from kwsiem.control import ControlServer
@@ -41,30 +42,34 @@ def test_people_see_what_does_not_balance():
     assert render(ledger(status())).endswith("\nbalanced")
 
 
-def test_metrics_are_in_the_exposition_format():
-    text = metrics.render(status())
-    sample = re.compile(
-        r'[a-z_]+(\{[a-z]+="(?:[^"\\\n]|\\.)*"(?:,[a-z]+="(?:[^"\\\n]|\\.)*")*\})? [0-9.e+]+\Z'
-    )
-    lines = text.splitlines()
-    assert all(line.startswith("# ") or sample.match(line) for line in lines)
-    assert r'kwsiem_output_alerts{output="si\"em",fate="waiting"} 2' in lines
-    assert 'kwsiem_lines_total{probe="net",result="rejected",reason="json"} 1' in lines
-    named = {line.split("{")[0].split(" ")[0] for line in lines if not line.startswith("#")}
-    typed = {line.split(" ")[2] for line in lines if line.startswith("# TYPE")}
-    assert named == typed
+@pytest.mark.parametrize(("balanced", "code"), [(True, 0), (False, 1)])
+def test_metrics_are_those_of_the_endpoint(tmp_path, capsys, balanced, code):
+    rules = {"ssh-brute": {"evaluations": 7, "opened": 2}}
+    with answering(tmp_path, {"figures": status(balanced=balanced), "rules": rules}) as asked:
+        assert main(["stats", "--metrics", "--runtime", str(tmp_path)]) == code
+    assert asked == [{"command": "metrics"}]
+    lines = capsys.readouterr().out.splitlines()
+    assert r'kwsiem_output_alerts{fate="waiting",output="si\"em"} 2.0' in lines
+    assert 'kwsiem_lines_total{probe="net",reason="json",result="rejected"} 1.0' in lines
+    assert 'kwsiem_rule_alerts_total{rule="ssh-brute",state="open"} 2.0' in lines
+
+
+@contextlib.contextmanager
+def answering(folder, answer):
+    """An appliance that gives one answer."""
+    asked = []
+    server = ControlServer(folder / "control.sock", lambda request: asked.append(request) or answer)
+    thread = threading.Thread(target=lambda: [server._socket.setblocking(True), server.serve()])
+    thread.start()
+    try:
+        yield asked
+    finally:
+        thread.join(10)
+        server.close()
 
 
 @pytest.mark.parametrize(("balanced", "code"), [(True, 0), (False, 1)])
 def test_the_exit_code_says_whether_it_balances(tmp_path, capsys, balanced, code):
-    import threading
-
-    server = ControlServer(tmp_path / "control.sock", lambda _: status(balanced=balanced))
-    thread = threading.Thread(target=lambda: [server._socket.setblocking(True), server.serve()])
-    thread.start()
-    try:
+    with answering(tmp_path, status(balanced=balanced)):
         assert main(["stats", "--json", "--runtime", str(tmp_path)]) == code
-    finally:
-        thread.join(10)
-        server.close()
     assert json.loads(capsys.readouterr().out)["balanced"] is balanced
