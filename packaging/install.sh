@@ -26,7 +26,7 @@ install -m 0644 packaging/kwsiem.service /etc/systemd/system/kwsiem.service
 if [ -d /run/systemd/system ]; then
     systemctl daemon-reload
     systemctl enable kwsiem.service
-    echo "installed; start it with: systemctl start kwsiem"
+    echo "installed; look with: kwsiem doctor; start it with: systemctl start kwsiem"
 else
     echo "installed; systemd does not run here, start it with: kwsiem run"
 fi
