@@ -24,7 +24,7 @@ from kwsiem.errors import (
 )
 
 _GROUPS: Final = (
-    "run", "status", "stats", "check", "probes", "rules", "outputs", "blocks", "replay", "simulate"
+    "run", "status", "alerts", "stats", "check", "probes", "rules", "outputs", "blocks", "replay", "simulate"
 )  # fmt: skip
 
 
