@@ -94,18 +94,22 @@ def shipped_dir() -> Path:
     return source if (source / "probes").is_dir() else Path(sys.prefix) / "share" / "kwsiem"
 
 
+def settings_path(path: Path | None = None) -> Path:
+    """The settings file that was named, else that of ``KWSIEM_CONFIG``, else /etc/kwsiem/kwsiem.yaml."""
+    return path or Path(os.environ.get(CONFIG_VARIABLE) or CONFIG_PATH)
+
+
 def load_settings(path: Path | None = None) -> Settings:
     """The settings of a file, of ``KWSIEM_CONFIG``, of /etc/kwsiem/kwsiem.yaml, or all defaults.
 
     A file that was named must exist; the default one may be absent. Raises ConfigError with every
     problem of the file, one a line.
     """
-    named = path or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
-    chosen = named or CONFIG_PATH
+    chosen = settings_path(path)
     try:
         data = chosen.read_bytes()
     except FileNotFoundError:
-        if named:
+        if path or os.environ.get(CONFIG_VARIABLE):
             raise ConfigError(f"{chosen}: no such settings file") from None
         return resolve(Settings())
     except OSError as error:

@@ -24,7 +24,8 @@ from kwsiem.errors import (
 )
 
 _GROUPS: Final = (
-    "run", "status", "alerts", "stats", "check", "probes", "rules", "outputs", "blocks", "replay", "simulate"
+    "run", "status", "alerts", "stats", "config", "check", "probes", "rules", "outputs", "blocks",
+    "replay", "simulate",
 )  # fmt: skip
 
 
