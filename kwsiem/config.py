@@ -55,6 +55,21 @@ class BlockingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     collateral: int = 8
 
 
+class EventLogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A recording of all events in files that follow each other, for ``kwsiem replay``.
+
+    ``path`` is the file being written, within ``state_dir`` unless absolute (its folder must belong to
+    ``user``); empty means off. It is complete at ``max_bytes``, or after ``max_age_s`` (0: no limit);
+    ``keep`` complete files are kept beside it, compressed with ``compress``.
+    """
+
+    path: str = ""
+    max_bytes: int = 100 * 2**20
+    max_age_s: float = 86_400.0
+    keep: int = 10
+    compress: bool = False
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings of the appliance, resolved.
 
@@ -76,6 +91,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     bpftrace: str = "bpftrace"
     record: str = ""
+    event_log: EventLogSettings = EventLogSettings()
     env_file: str = "/etc/kwsiem/env"
     history_alerts: int = 100_000
     outbox_max_bytes: int = 1 << 30
@@ -211,6 +227,8 @@ class _Reader:
                 result[key] = self._outputs(here, item)
             elif cls is Settings and key == "blocking":
                 result[key] = self._blocking(here, item)
+            elif cls is Settings and key == "event_log":
+                result[key] = self._event_log(here, item)
             else:
                 self._convert(here, item, fields[key].type, result)
         for name, field in fields.items():
@@ -247,6 +265,11 @@ class _Reader:
             if not 1 <= step <= MAX_BLOCK_S:
                 self.wrong((*path, "escalation_s", index), f"must be 1 to {MAX_BLOCK_S}, got {step}")
         return BlockingSettings() if len(self._problems) > before else BlockingSettings(**found)
+
+    def _event_log(self, path: KeyPath, value: Any) -> EventLogSettings:
+        before = len(self._problems)
+        found = self.checked(path, value, EventLogSettings)
+        return EventLogSettings() if len(self._problems) > before else EventLogSettings(**found)
 
     def _output(self, path: KeyPath, value: Any) -> OutputSettings | None:
         """One output, read by the struct that its ``type`` names."""
