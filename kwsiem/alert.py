@@ -82,6 +82,12 @@ class Alert(msgspec.Struct, kw_only=True):
         return f"{self.host}\0{self.rule_id}\0{identity}\0{self.opened_ts_ns}"
 
 
+def first_id(wall_ns: int) -> str:
+    """The lowest id that an alert raised at this wall time, in whole milliseconds, can have."""
+    number = (max(wall_ns, 0) // NS_PER_MS & (2**48 - 1)) << 80
+    return "".join([_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
+
+
 def _identifier(wall_ns: int, key: str) -> str:
     """26 characters of Crockford base 32 (the ULID layout)."""
     digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=10).digest()

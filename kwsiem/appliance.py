@@ -35,6 +35,7 @@ from kwsiem.messages import (
     CourierRestarted,
     CourierStart,
     EngineStart,
+    EventLogStart,
     ExporterStart,
     Figures,
     FromCourier,
@@ -246,6 +247,7 @@ class Appliance:
                 log_level=self.settings.log_level,
                 record=bool(recording),
                 snapshots=True,
+                event_log=event_log_of(self.settings),
             )
             engine.send(start, [*self._state_fds, *recording])
             self._serve(self.engine, self._from_engine)
@@ -590,6 +592,20 @@ def _give_files(folder_fd: int, entry: pwd.struct_passwd) -> None:
         if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
             os.fchown(fd, entry.pw_uid, entry.pw_gid)
         os.close(fd)
+
+
+def event_log_of(settings: Settings) -> EventLogStart | None:
+    """What the engine is told of the event log; None when there is none."""
+    wanted = settings.event_log
+    if not wanted.path:
+        return None
+    return EventLogStart(
+        path=str(Path(settings.state_dir).absolute() / wanted.path),
+        max_bytes=wanted.max_bytes,
+        max_age_s=wanted.max_age_s,
+        keep=wanted.keep,
+        compress=wanted.compress,
+    )
 
 
 def open_state(settings: Settings) -> list[int]:

@@ -78,6 +78,21 @@ def listen_address(listen: str) -> tuple[str, int]:
     return str(address), port
 
 
+class EventLogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A recording of all events in files that follow each other, for ``kwsiem replay``.
+
+    ``path`` is the file being written, within ``state_dir`` unless absolute (its folder must belong to
+    ``user``); empty means off. It is complete at ``max_bytes``, or after ``max_age_s`` (0: no limit);
+    ``keep`` complete files are kept beside it, compressed with ``compress``.
+    """
+
+    path: str = ""
+    max_bytes: int = 100 * 2**20
+    max_age_s: float = 86_400.0
+    keep: int = 10
+    compress: bool = False
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings of the appliance, resolved.
 
@@ -99,6 +114,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     bpftrace: str = "bpftrace"
     record: str = ""
+    event_log: EventLogSettings = EventLogSettings()
     env_file: str = "/etc/kwsiem/env"
     history_alerts: int = 100_000
     outbox_max_bytes: int = 1 << 30
@@ -118,18 +134,22 @@ def shipped_dir() -> Path:
     return source if (source / "probes").is_dir() else Path(sys.prefix) / "share" / "kwsiem"
 
 
+def settings_path(path: Path | None = None) -> Path:
+    """The settings file that was named, else that of ``KWSIEM_CONFIG``, else /etc/kwsiem/kwsiem.yaml."""
+    return path or Path(os.environ.get(CONFIG_VARIABLE) or CONFIG_PATH)
+
+
 def load_settings(path: Path | None = None) -> Settings:
     """The settings of a file, of ``KWSIEM_CONFIG``, of /etc/kwsiem/kwsiem.yaml, or all defaults.
 
     A file that was named must exist; the default one may be absent. Raises ConfigError with every
     problem of the file, one a line.
     """
-    named = path or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
-    chosen = named or CONFIG_PATH
+    chosen = settings_path(path)
     try:
         data = chosen.read_bytes()
     except FileNotFoundError:
-        if named:
+        if path or os.environ.get(CONFIG_VARIABLE):
             raise ConfigError(f"{chosen}: no such settings file") from None
         return resolve(Settings())
     except OSError as error:
@@ -233,6 +253,8 @@ class _Reader:
                 result[key] = self._blocking(here, item)
             elif cls is Settings and key == "metrics":
                 result[key] = self._metrics(here, item)
+            elif cls is Settings and key == "event_log":
+                result[key] = self._event_log(here, item)
             else:
                 self._convert(here, item, fields[key].type, result)
         for name, field in fields.items():
@@ -278,6 +300,11 @@ class _Reader:
             except ValueError as error:
                 self.wrong((*path, "listen"), f"{error}, got {found['listen']!r}")
         return MetricsSettings(**found)
+
+    def _event_log(self, path: KeyPath, value: Any) -> EventLogSettings:
+        before = len(self._problems)
+        found = self.checked(path, value, EventLogSettings)
+        return EventLogSettings() if len(self._problems) > before else EventLogSettings(**found)
 
     def _output(self, path: KeyPath, value: Any) -> OutputSettings | None:
         """One output, read by the struct that its ``type`` names."""

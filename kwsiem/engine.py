@@ -25,6 +25,7 @@ from kwsiem.correlate.engine import Engine
 from kwsiem.decode import LineDecoder
 from kwsiem.errors import KwsiemError, LinkError
 from kwsiem.event import OWN_KINDS, Event, event_class, event_from_fields
+from kwsiem.event_log import EventLog
 from kwsiem.histogram import Histogram
 from kwsiem.link import Link
 from kwsiem.messages import (
@@ -346,7 +347,8 @@ class EngineProcess:
         self._said: Counter[tuple[str, str]] = Counter()
         self._told_rules = 0
         self.stopping = False
-        self.recorder: Recorder | None = None
+        self.recorders: list[Recorder] = []
+        self.event_log: EventLog | None = None
         self.snapshots: Snapshots | None = None
 
     def start(self) -> None:
@@ -370,7 +372,10 @@ class EngineProcess:
             self.snapshots.restore()
             self.courier.old_until = self.courier.number
         if start.record:
-            self.recorder = Recorder(fds[-1], start.host, start.offset_ns)
+            self.recorders.append(Recorder(fds[-1], start.host, start.offset_ns))
+        if start.event_log:
+            self.event_log = EventLog(start.event_log, start.host, start.offset_ns)
+            self.recorders.append(self.event_log)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "stopping", True))
         self.selector.register(self.sensor, selectors.EVENT_READ, self._from_sensor)
@@ -428,8 +433,8 @@ class EngineProcess:
             self.engine.process([event_from_fields(cls, cls.KIND, message.fields, message.ts_ns)])
         elif isinstance(message, ClockOffset):
             self.engine.offset_ns = message.offset_ns
-            if self.recorder:
-                self.recorder.offset(message.offset_ns)
+            for recorder in self.recorders:
+                recorder.offset(message.offset_ns)
         elif isinstance(message, CourierRestarted):
             self.courier.restart()
         elif isinstance(message, Stop):
@@ -440,8 +445,8 @@ class EngineProcess:
         self.pipes[message.kinds.probe, message.generation] = pipe
         for cls in pipe.decoder.classes:
             self.engine.bind(cls)
-        if self.recorder:
-            self.recorder.contract(message.kinds)
+        for recorder in self.recorders:
+            recorder.contract(message.kinds)
         self.selector.register(fd, selectors.EVENT_READ, lambda: self._read(pipe))
 
     def _take_rules(self, message: RulesOffer, fd: int) -> None:
@@ -490,8 +495,8 @@ class EngineProcess:
         if events:
             self._process(events)
             pipe.latest_ns = events[-1].ts_ns
-        if self.recorder:
-            self.recorder.lines(decoder.probe, data)
+        for recorder in self.recorders:
+            recorder.lines(decoder.probe, data)
         if decoder.heartbeat_ns != pipe.heartbeat_ns:
             pipe.heartbeat_ns = decoder.heartbeat_ns
             beat = Heartbeat(probe=decoder.probe, generation=pipe.generation, ts_ns=decoder.heartbeat_ns)
@@ -505,8 +510,9 @@ class EngineProcess:
         before = self.engine.future
         try:
             self.engine.process(events, now_ns)
-            if self.recorder and self.engine.future != before:
-                self.recorder.clock(now_ns)
+            if self.engine.future != before:
+                for recorder in self.recorders:
+                    recorder.clock(now_ns)
         except Exception:
             # The edge of the stage: an event that no test foresaw must not end the process unnoticed.
             self.failed_batches += 1
@@ -534,8 +540,8 @@ class EngineProcess:
         # All that was in the pipes at ``now_ns`` has been read, but for those that still hold more.
         until_ns = min([now_ns, *(pipe.latest_ns for pipe in self.pipes.values() if pipe.full)])
         self.engine.advance(until_ns)
-        if self.recorder:
-            self.recorder.advanced(until_ns)
+        for recorder in self.recorders:
+            recorder.advanced(until_ns)
         for rule_id, held in self.engine.held_back():
             cls = self.own["rules.limited"]
             fields = {"rule.id": rule_id, "event.count": held}
@@ -547,8 +553,10 @@ class EngineProcess:
         self.blocks.flush()
         self.sensor.send(Stats(values=counters))
         self._tell_rules()
-        if self.recorder:
-            self.recorder.flush()
+        for recorder in self.recorders:
+            recorder.flush()
+        if self.event_log:
+            self.event_log.tick()
 
     def _tell_rules(self) -> None:
         """The counts of the next rules; each second some, so that all of 5,000 are told within 25 s."""
@@ -591,6 +599,11 @@ class EngineProcess:
             "bad_messages": self.refused + self.sensor.bad + self.courier.link.bad,
             "failed_batches": self.failed_batches,
             "latency": {"built": self.built.figures(), "durable": self.courier.durable.figures()},
+            "event_log": {
+                "rotated": self.event_log.rotated if self.event_log else 0,
+                "lost": self.event_log.lost if self.event_log else 0,
+                "failed": self.event_log.failed if self.event_log else "",
+            },
             "snapshots": {
                 "written": self.snapshots.written if self.snapshots else 0,
                 "unchanged": self.snapshots.unchanged if self.snapshots else 0,
@@ -609,8 +622,10 @@ class EngineProcess:
             self.blocks.flush()
             self.courier.receive()
             clock.sleep_s(TICK_S)
-        if self.recorder:
-            self.recorder.flush()
+        for recorder in self.recorders:
+            recorder.flush()
+        if self.event_log:
+            self.event_log.close()
         if self.snapshots:
             self.snapshots.finish()
         self.sensor.send(Stats(values=self._counters()))

@@ -23,6 +23,16 @@ class _Message(msgspec.Struct, kw_only=True, tag_field="type", omit_defaults=Tru
 # sensor -> engine -----------------------------------------------------------------------------------
 
 
+class EventLogStart(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the engine keeps the event log once it has no rights any more, and its bounds."""
+
+    path: str
+    max_bytes: int
+    max_age_s: float
+    keep: int
+    compress: bool
+
+
 class EngineStart(_Message, tag="engine_start"):
     """First message to the engine: who we are, whom to become, and where wall time is.
 
@@ -36,6 +46,7 @@ class EngineStart(_Message, tag="engine_start"):
     log_level: str = "info"
     record: bool = False
     snapshots: bool = False
+    event_log: Union[EventLogStart, None] = None
 
 
 class ProbeKinds(msgspec.Struct, frozen=True):

@@ -84,13 +84,18 @@ class Recorder:
         self._size = 0
 
     def _mark(self, name: str, data: Any) -> None:
-        self._write(MARK + name.encode() + b'","data":' + msgspec.json.encode(data) + b"}\n")
+        self._write(mark_line(name, data))
 
     def _write(self, data: bytes) -> None:
         self._out.append(data)
         self._size += len(data)
         if self._size >= _FLUSH_BYTES:
             self.flush()
+
+
+def mark_line(name: str, data: Any) -> bytes:
+    """One line of ours between those of the probes."""
+    return MARK + name.encode() + b'","data":' + msgspec.json.encode(data) + b"}\n"
 
 
 class _Mark(msgspec.Struct):

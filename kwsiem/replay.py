@@ -54,6 +54,7 @@ class Replay:
         for cls in self._objects.values():
             self._engine.bind(cls)
         self._decoders: dict[str, LineDecoder] = {}
+        self._contracts: dict[str, ProbeKinds] = {}
         self._current: LineDecoder | None = None
         self._ticking = False
         self._now_ns = 0
@@ -109,7 +110,10 @@ class Replay:
         self._emit(alert)
 
     def _contract(self, kinds: ProbeKinds) -> None:
+        if self._contracts.get(kinds.probe) == kinds:
+            return  # each file of an event log says it again
         decoder = LineDecoder(kinds)
+        self._contracts[kinds.probe] = kinds
         self._decoders[kinds.probe] = decoder
         for cls in decoder.classes:
             self._engine.bind(cls)

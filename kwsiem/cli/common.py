@@ -44,7 +44,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--probes", metavar="DIR", help="folder of probes instead of the configured ones")
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
+def add_json(parser: argparse._ActionsContainer) -> None:
     """``--json``, as every query has."""
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
 

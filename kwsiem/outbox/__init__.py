@@ -24,6 +24,7 @@ What always holds, between any two statements of another process and after a kil
 from kwsiem.outbox.box import HISTORY_ALERTS, MAX_BYTES, Outbox, balanced
 from kwsiem.outbox.file import read_dead, read_ledger, recent_alerts
 from kwsiem.outbox.held import HELD_ALERTS, HELD_BYTES
+from kwsiem.outbox.history import Entry, History, Summary, Wanted
 from kwsiem.outbox.tables import MAX_DEAD_BYTES, MAX_DEAD_LETTERS, Item, Ledger, Letter, Stored
 
 __all__ = [
@@ -33,11 +34,15 @@ __all__ = [
     "MAX_BYTES",
     "MAX_DEAD_BYTES",
     "MAX_DEAD_LETTERS",
+    "Entry",
+    "History",
     "Item",
     "Ledger",
     "Letter",
     "Outbox",
     "Stored",
+    "Summary",
+    "Wanted",
     "balanced",
     "read_dead",
     "read_ledger",

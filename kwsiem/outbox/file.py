@@ -64,14 +64,27 @@ def read_dead(path: Path, output: str, limit: int) -> list[Letter]:
 def _reading(path: Path, work: Callable[[sqlite3.Connection], T]) -> T | None:
     if not path.exists():
         return None
+    db = open_to_read(path)
+    try:
+        return work(db)
+    finally:
+        db.close()
+
+
+def open_to_read(path: Path) -> sqlite3.Connection:
+    """A connection that sees one state of the file for as long as it is open; the caller closes it.
+
+    Raises sqlite3.OperationalError when there is no such file, or it must not be read.
+    """
     db = sqlite3.connect(
         f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=_BUSY_S, isolation_level=None
     )
     try:
-        db.execute("BEGIN")  # one state for all that is read
-        return work(db)
-    finally:
+        db.execute("BEGIN")
+        return db
+    except sqlite3.Error:
         db.close()
+        raise
 
 
 def recent(db: sqlite3.Connection, limit: int) -> list[dict[str, Any]]:
