@@ -109,7 +109,9 @@ def test_a_request_may_come_in_pieces(serve):
         assert rest(server, client).startswith(b"HTTP/1.1 200")
 
 
-def test_a_slow_reader_holds_up_nobody_and_is_let_go(serve):
+def test_a_slow_reader_holds_up_nobody_and_is_let_go(serve, monkeypatch):
+    now_s = [100.0]
+    monkeypatch.setattr("kwsiem.scrape.clock.monotonic_s", lambda: now_s[0])
     server = serve(lambda _: (LARGE, "text/plain"), reader_s=0.5)
     with connect(server) as silent, connect(server) as lazy, connect(server) as gone:
         silent.send(b"GET /metr")
@@ -118,6 +120,7 @@ def test_a_slow_reader_holds_up_nobody_and_is_let_go(serve):
         gone.send(b"GET /metrics HTTP/1.1\r\n\r\n")
         gone.close()
         assert answer(server, b"GET /metrics HTTP/1.1\r\n\r\n").endswith(LARGE)
+        now_s[0] += 1
         assert rest(server, silent) == b""
         rest(server, lazy)  # it ends
 
