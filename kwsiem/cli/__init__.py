@@ -24,7 +24,8 @@ from kwsiem.errors import (
 )
 
 _GROUPS: Final = (
-    "run", "status", "stats", "check", "doctor", "probes", "rules", "outputs", "blocks", "replay", "simulate"
+    "run", "status", "stats", "top", "check", "doctor", "probes", "rules", "outputs", "blocks", "replay",
+    "simulate",
 )  # fmt: skip
 
 

@@ -30,6 +30,25 @@ def recent_alerts(path: Path, limit: int) -> list[dict[str, Any]]:
     return _reading(path, lambda db: recent(db, limit)) or []
 
 
+def read_newest(path: Path, after: int, limit: int) -> tuple[int, list[tuple[str, dict[str, Any]]]]:
+    """The newest alerts behind number ``after``, at most ``limit``, oldest first: each with its id.
+
+    For an outbox that another process may be using. The first value is the number to ask with next time; it
+    is below ``after`` when the file was begun anew. Damaged alerts are left out. Raises sqlite3.DatabaseError
+    when the file cannot be read.
+    """
+
+    def work(db: sqlite3.Connection) -> tuple[int, list[tuple[str, dict[str, Any]]]]:
+        rows = db.execute(
+            "SELECT seq, frame FROM alerts WHERE seq > ? ORDER BY seq DESC LIMIT ?", (after, limit)
+        ).fetchall()
+        (head,) = db.execute("SELECT max(seq) FROM alerts").fetchone()
+        found = (frame.decode(data) for _, data in reversed(rows))
+        return head or 0, [(alert.key, msgspec.json.decode(alert.body)) for alert in found if alert]
+
+    return _reading(path, work) or (0, [])
+
+
 def read_ledger(path: Path) -> dict[str, Ledger]:
     """The accounts in an outbox that another process may be using, of all outputs it has ever had.
 
