@@ -22,7 +22,7 @@ What always holds, between any two statements of another process and after a kil
 """
 
 from kwsiem.outbox.box import HISTORY_ALERTS, MAX_BYTES, Outbox, balanced
-from kwsiem.outbox.file import read_dead, read_ledger, read_newest, recent_alerts
+from kwsiem.outbox.file import Page, read_behind, read_dead, read_ledger, recent_alerts
 from kwsiem.outbox.held import HELD_ALERTS, HELD_BYTES
 from kwsiem.outbox.tables import MAX_DEAD_BYTES, MAX_DEAD_LETTERS, Item, Ledger, Letter, Stored
 
@@ -37,10 +37,11 @@ __all__ = [
     "Ledger",
     "Letter",
     "Outbox",
+    "Page",
     "Stored",
     "balanced",
+    "read_behind",
     "read_dead",
     "read_ledger",
-    "read_newest",
     "recent_alerts",
 ]

@@ -129,7 +129,7 @@ def test_a_scan_appears_and_is_blocked_and_released(lab, appliance):
         top.shows(rf"Block {peer}\?")
         top.child.send("h")
         top.shows(rf"{peer}: would be blocked \(dry-run\) for 1 hour")
-        top.shows(rf"{peer} +59 min +dry-run +by hand, in top")
+        top.shows(rf"{peer} +59 min +dry-run +by hand")
         top.child.send("\t\t")
         top.shows(r"\*BLOCKS")
         top.child.send("r")

@@ -97,7 +97,8 @@ def _once(model: Model, read: Callable[[float], Sample], interval_s: float) -> i
             raise UnavailableError(sample.error)
         model.take(sample)
     size = shutil.get_terminal_size()
-    print(as_text(draw(model, min(size.columns, 500), min(size.lines, 200))))
+    text = as_text(draw(model, min(size.columns, 500), min(size.lines, 200)))
+    print(text.encode(sys.stdout.encoding, "replace").decode(sys.stdout.encoding))
     return EXIT_GOOD
 
 

@@ -5,7 +5,6 @@ Everything from outside goes through :func:`safe`; escape sequences are made her
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -207,7 +206,8 @@ def _body(model: Model, columns: int, height: int) -> list[Row]:
             for line in _panel(model, name, columns, spare if name == "alerts" else share)
         ]
     low = height * 3 // 10
-    left, right = (columns - 2) // 2, columns - 2 - (columns - 2) // 2
+    left = max((columns - 2) // 2, min(44, (columns - 2) * 11 // 20))
+    right = columns - 2 - left
     body: list[Row] = [[line] for line in _panel(model, "alerts", columns, height - 2 * low)]
     for first, second in (("sources", "blocks"), ("probes", "outputs")):
         pairs = zip(_panel(model, first, left, low), _panel(model, second, right, low), strict=True)
@@ -251,7 +251,7 @@ def _alerts(model: Model) -> tuple[list[str], list[tuple[list[str], str]]]:
                 f" {_time(one.at_ns)}",
                 safe(one.level),
                 safe(one.state),
-                str(one.count),
+                str(number(one.count)),
                 safe(one.source),
                 safe(one.title),
             ],
@@ -266,7 +266,7 @@ def _alerts(model: Model) -> tuple[list[str], list[tuple[list[str], str]]]:
 def _sources(model: Model) -> tuple[list[str], list[tuple[list[str], str]]]:
     return ["ALERTS", "LATEST", "LEVEL"], [
         (
-            [f" {safe(one.address)}", str(one.alerts), _time(one.last_ns), safe(one.level)],
+            [f" {safe(one.address)}", str(number(one.alerts)), _time(one.last_ns), safe(one.level)],
             _LEVEL_STYLES.get(one.level, ""),
         )
         for one in model.sources
@@ -331,12 +331,13 @@ _PANELS: Final[Mapping[str, Panel]] = {
     "probes": _probes,
     "outputs": _outputs,
 }
-_TIME: Final = re.compile(r"T(\d\d:\d\d:\d\d)")
 
 
 def _time(ns: int) -> str:
-    found = _TIME.search(clock.iso(ns))
-    return found[1] if found else "?"
+    try:
+        return clock.iso(ns)[11:19]
+    except (ValueError, OverflowError, OSError):
+        return "?"  # no year of a calendar
 
 
 def _span(seconds: int) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sqlite3
 from collections import OrderedDict, deque
@@ -19,15 +20,20 @@ import msgspec
 from kwsiem import clock, rights
 from kwsiem.alert import LEVELS, raised_ns_of
 from kwsiem.errors import KwsiemError
-from kwsiem.outbox import read_newest
+from kwsiem.outbox import read_behind
 from kwsiem.text import clean
 
 MAX_INCIDENTS: Final = 20
 MAX_SOURCES: Final = 50
-#: So many alerts are remembered, and read at most at once; of more within the hour the latest count.
+#: So many alerts are remembered; of more within the hour the latest count.
 MAX_ALERTS: Final = 20_000
 HOUR_NS: Final = 3600 * clock.NS_PER_S
 _MAX_TEXT: Final = 256
+#: Alerts in memory at once: each may have 60 KiB.
+_PAGE: Final = 200
+#: The child's answer is never longer, and never later.
+_MAX_ANSWER_BYTES: Final = 1 << 20
+_ANSWER_S: Final = 15.0
 
 
 class Incident(msgspec.Struct):
@@ -74,18 +80,25 @@ class History:
     def update(self, now_ns: int) -> Digest:
         """The digest at ``now_ns`` (wall time); never raises, an error is part of the answer."""
         try:
-            head, found = read_newest(self._path, self._after, MAX_ALERTS)
-            if head < self._after:
-                self._begin()
-                head, found = read_newest(self._path, 0, MAX_ALERTS)
+            self._read()
         except (sqlite3.Error, OSError, msgspec.DecodeError) as error:
             return self._digest(f"the history cannot be read: {error}")
-        self._after = head
-        for key, document in found:
-            self._take(key, document)
         while self._seen and self._seen[0][0] < now_ns - HOUR_NS:
             self._seen.popleft()
         return self._digest("")
+
+    def _read(self) -> None:
+        head = read_behind(self._path, self._after, 0).head
+        if head < self._after:
+            self._begin()
+        self._after = max(self._after, head - MAX_ALERTS)
+        while self._after < head:
+            page = read_behind(self._path, self._after, _PAGE)
+            if page.last <= self._after:
+                break
+            for key, document in page.alerts:
+                self._take(key, document)
+            self._after = page.last
 
     def _take(self, key: str, document: Mapping[str, Any]) -> None:
         facts = _map(_map(document.get("kwsiem")).get("alert"))
@@ -171,24 +184,33 @@ class HistoryReader:
         """The digest of now; waits for the child."""
         try:
             self._to.write(b"\n")
-            return msgspec.json.decode(self._from.readline(), type=Digest)
+            if select.select([self._from], [], [], _ANSWER_S)[0]:
+                return msgspec.json.decode(self._from.readline(_MAX_ANSWER_BYTES), type=Digest)
+            self._kill()  # a late answer would be taken for that to the next question
         except (OSError, ValueError):
-            return Digest(error="the process that reads the history has ended")
+            pass
+        return Digest(error="the process that reads the history has ended")
 
     def close(self) -> None:
         """End the child: it stops when nobody can ask it any more."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGKILL)
+        self._kill()
         os.waitpid(self._pid, 0)
         self._to.close()
         self._from.close()
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
 
 
 def _serve(path: Path, user: str, parent: int, in_fd: int, out_fd: int) -> None:
     """The child's life; it never returns."""
     code = 1
     try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        os.setsid()  # away from the terminal: who owns that can type into it
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for fd in range(3):
+            os.dup2(nowhere, fd)
         try:
             rights.drop(user)
         except KwsiemError:

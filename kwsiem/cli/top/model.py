@@ -17,6 +17,7 @@ from kwsiem.errors import KwsiemError
 
 #: Rates are those of so many seconds: the engine tells its counts once a second, not when it is asked.
 RATE_S: Final = 5.0
+_MOST: Final = 2**63
 MAX_BLOCKS: Final = 200
 PANELS: Final = ("alerts", "sources", "blocks")
 SPANS: Final = {"h": (3600, "1 hour"), "d": (86_400, "1 day")}
@@ -42,7 +43,7 @@ class Question(NamedTuple):
 
 def number(value: Any) -> int:
     """The value, when it is a count."""
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+    return min(max(value, 0), _MOST) if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
 def mapping(value: Any) -> Mapping[str, Any]:

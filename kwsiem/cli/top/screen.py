@@ -33,7 +33,7 @@ class Screen:
         self._in, self._out = sys.stdin.fileno(), sys.stdout.fileno()
         self._shown: list[str] = []
         self._size = (0, 0)
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._decode = codecs.getincrementaldecoder(sys.stdout.encoding)("replace").decode
         self._colour = not os.environ.get("NO_COLOR")
         self.wake_reader, self.wake_writer = os.pipe()
         for fd in (self.wake_reader, self.wake_writer):
@@ -110,7 +110,8 @@ class Screen:
             pass
 
     def _write(self, text: str) -> None:
-        data = memoryview(text.encode("utf-8", "replace"))
+        # On a terminal that does not speak UTF-8 its bytes would be control characters.
+        data = memoryview(text.encode(sys.stdout.encoding, "replace"))
         while data:
             data = data[os.write(self._out, data) :]
 

@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 
 import msgspec
 import pytest
@@ -319,3 +321,32 @@ def test_intervals_that_make_no_sense(text):
     with pytest.raises(SystemExit) as found:
         main(["top", "--interval", text])
     assert found.value.code == 2
+
+
+def test_other_commands_do_not_pay_for_it():
+    program = (
+        "import sys, kwsiem.cli as cli; cli._groups(['run']); assert 'kwsiem.cli.top' not in sys.modules;"
+        "cli._groups([]); found = {m for m in sys.modules if m.startswith('kwsiem.cli.top')};"
+        "assert found == {'kwsiem.cli.top'}, found"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_a_time_that_no_calendar_has():
+    model, _ = model_with()
+    model.sample.digest.incidents[0].at_ns = 2**48 * clock.NS_PER_MS
+    assert "?" in picture(model)
+
+
+def test_alerts_are_read_in_pages_and_the_oldest_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("kwsiem.cli.top.history.MAX_ALERTS", 7)
+    monkeypatch.setattr("kwsiem.cli.top.history._PAGE", 3)
+    box = Outbox(tmp_path / "kwsiem.db", ["file"])
+    try:
+        for number in range(10):
+            put(box, number, source=f"192.0.2.{number}")
+        found = History(tmp_path / "kwsiem.db").update(NOW_NS)
+    finally:
+        box.close()
+    assert [incident.source for incident in found.incidents] == [f"192.0.2.{n}" for n in range(9, 2, -1)]
+    assert len(found.sources) == 7
