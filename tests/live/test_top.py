@@ -148,6 +148,10 @@ def test_a_scan_appears_and_is_blocked_and_released(lab, appliance):
 def test_the_guard_refuses_and_says_why(lab, appliance):
     with Terminal(appliance) as top:
         friend = scan(lab, top, "friend")
+        top.child.send("bd")  # typed ahead: no answer
+        top.shows(rf"Block {friend}\?")
+        top.child.send("n")
+        top.shows("nothing was done")
         top.child.send("b")
         top.shows(rf"Block {friend}\?")
         top.child.send("d")
