@@ -22,7 +22,7 @@ What always holds, between any two statements of another process and after a kil
 """
 
 from kwsiem.outbox.box import HISTORY_ALERTS, MAX_BYTES, Outbox, balanced
-from kwsiem.outbox.file import read_dead, read_ledger, recent_alerts
+from kwsiem.outbox.file import Page, read_behind, read_dead, read_ledger, recent_alerts
 from kwsiem.outbox.held import HELD_ALERTS, HELD_BYTES
 from kwsiem.outbox.history import Entry, History, Summary, Wanted
 from kwsiem.outbox.tables import MAX_DEAD_BYTES, MAX_DEAD_LETTERS, Item, Ledger, Letter, Stored
@@ -40,10 +40,12 @@ __all__ = [
     "Ledger",
     "Letter",
     "Outbox",
+    "Page",
     "Stored",
     "Summary",
     "Wanted",
     "balanced",
+    "read_behind",
     "read_dead",
     "read_ledger",
     "recent_alerts",

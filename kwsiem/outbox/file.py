@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -22,12 +22,42 @@ _LOG_MOST_BYTES: Final = 16 * 2**20
 T = TypeVar("T")
 
 
+class Page(NamedTuple):
+    """Alerts, oldest first, each with its id; damaged ones are left out.
+
+    ``last`` is the number of the last one read, ``head`` that of the latest of all: below what it was when
+    the file was begun anew.
+    """
+
+    head: int
+    last: int
+    alerts: list[tuple[str, dict[str, Any]]]
+
+
 def recent_alerts(path: Path, limit: int) -> list[dict[str, Any]]:
     """The documents of the latest alerts in an outbox that another process may be using, newest first.
 
     Empty when there is no such file. Raises sqlite3.DatabaseError when it cannot be read.
     """
     return _reading(path, lambda db: recent(db, limit)) or []
+
+
+def read_behind(path: Path, after: int, limit: int) -> Page:
+    """Alerts behind number ``after`` in an outbox that another process may be using, at most ``limit``.
+
+    Empty when there is no such file. Raises sqlite3.DatabaseError when it cannot be read.
+    """
+
+    def work(db: sqlite3.Connection) -> Page:
+        rows = db.execute(
+            "SELECT seq, frame FROM alerts WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit)
+        ).fetchall()
+        (head,) = db.execute("SELECT max(seq) FROM alerts").fetchone()
+        found = (frame.decode(data) for _, data in rows)
+        alerts = [(alert.key, msgspec.json.decode(alert.body)) for alert in found if alert]
+        return Page(head or 0, rows[-1][0] if rows else after, alerts)
+
+    return _reading(path, work) or Page(0, after, [])
 
 
 def read_ledger(path: Path) -> dict[str, Ledger]:
