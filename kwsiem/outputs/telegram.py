@@ -177,7 +177,7 @@ class TelegramOutput(BaseOutput):
         markup: dict[str, Any] = {}
         if incident and self._settings.chatops.users:
             acknowledged = self._notes.get(acknowledged_key(incident)) or ""
-            text += acknowledged and f"\n<i>{acknowledged}</i>"
+            text += acknowledged and f"\n{acknowledged}"
             markup = {"reply_markup": buttons(incident, note, acknowledged=bool(acknowledged))}
         if sent and not is_raised and self._edit(sent.message_id, text, markup):
             note.message_id = sent.message_id
@@ -269,7 +269,7 @@ def moved_key(chat: str) -> str:
 
 
 def acknowledged_key(incident: str) -> str:
-    """Under what it is noted who acknowledged an incident."""
+    """Under what it is noted who acknowledged an incident, as Telegram's HTML."""
     return f"acknowledged {incident}"
 
 

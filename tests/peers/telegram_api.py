@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from kwsiem.clock import wall_ns
 from peers.chat_server import Answer, ChatServer, json_answer
 
 TOKEN = "123456:test-Token_of-a-bot"
@@ -153,8 +154,8 @@ class TelegramApi(ChatServer):
     def write(self, user: Any, text: str, chat: int = 1000, **more: Any) -> dict[str, Any]:
         """A person writes into a chat; ``user`` is an id, or a user as Telegram has it."""
         kind = "private" if chat > 0 else "group"
-        message = {"message_id": 9000, "date": 0, "chat": {"id": chat, "type": kind}, "text": text, **more}
-        return self._update(message=message | {"from": _person(user)})
+        message = {"message_id": 9000, "date": wall_ns() // 10**9, "chat": {"id": chat, "type": kind}}
+        return self._update(message={**message, "text": text, **more, "from": _person(user)})
 
     def press(self, user: Any, data: str, chat: int = 1000, message_id: int = 1) -> dict[str, Any]:
         """A person presses a button."""
