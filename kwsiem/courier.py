@@ -142,7 +142,7 @@ class CourierProcess:
         return make_output(settings, secrets_of(settings, env_file), self._stdout_fd, notes)
 
     def _make_chats(self, settings: Settings) -> list[ChatOps]:
-        """ChatOps of the outputs that have it. Raises ConfigError when two would read one bot's updates."""
+        """ChatOps of the outputs that have it; of two with one bot only the first may read its updates."""
         found: list[ChatOps] = []
         tokens: set[str] = set()
         for output in settings.outputs:
@@ -154,7 +154,8 @@ class CourierProcess:
             if chat is None:
                 continue
             if secrets["token"] in tokens:
-                raise ConfigError(f"output {output.name!r}: chatops: another output has it with this bot")
+                log.error("no ChatOps: another output has it with this bot", extra={"output": output.name})
+                continue
             tokens.add(secrets["token"])
             found.append(chat)
         return found
