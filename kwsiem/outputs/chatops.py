@@ -325,6 +325,7 @@ class ChatOps:
         assert message.sender
         if not abs(wall_ns() // NS_PER_S - message.date) <= STALE_S:
             self.stale += 1
+            self._say("by this host's clock that is long ago: nothing was done", message.message_id)
             return
         action = _COMMANDS.get(found[1]) if found else None
         if action is None or found is None:
