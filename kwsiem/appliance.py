@@ -24,6 +24,7 @@ import msgspec
 
 from kwsiem import __version__, clock, logs, rights
 from kwsiem.blocking import RouteWatch, make_blocker
+from kwsiem.chatdesk import ChatDesk
 from kwsiem.config import Settings
 from kwsiem.control import ControlServer
 from kwsiem.errors import EXIT_GOOD, ConfigError, LinkError, UnavailableError
@@ -31,6 +32,8 @@ from kwsiem.link import Link, link_pair
 from kwsiem.messages import (
     BlockRequest,
     BlockWithdrawn,
+    ChatAnswer,
+    ChatRequest,
     ClockOffset,
     CourierRestarted,
     CourierStart,
@@ -68,6 +71,9 @@ OFFSET_S: Final = 60.0
 TICK_S: Final = 0.2
 #: How often the exporter gets new figures: a fraction of any interval of scrapes.
 FIGURES_S: Final = 2.0
+
+#: What a chat shows of an output.
+_IN_SHORT: Final = ("name", "state", "waiting")
 
 log = logging.getLogger("kwsiem.sensor")
 
@@ -111,6 +117,9 @@ class Appliance:
         self._signals()
         self.blocker = make_blocker(self.settings, self.tell)
         self.blocker.start()
+        self.chats = ChatDesk(
+            self.settings.outputs, self.blocker.answer, self._in_short, lambda: self.rule_figures.counts
+        )
         self.routes = RouteWatch(self.blocker.addresses_changed)
         self.wait_for(self.routes.fileno(), self.routes.clear)
         self._first_rules()
@@ -318,8 +327,19 @@ class Appliance:
             self.courier.stats = message.values
         elif isinstance(message, OwnEvent):
             self.tell(message.kind, message.fields)
+        elif isinstance(message, ChatRequest):
+            self._to_courier(self.chats.answer(message))
         elif isinstance(message, Ready):
             self.courier.ready = True
+
+    def _to_courier(self, message: ChatAnswer) -> None:
+        """What the courier does not take now is left out: the chat is told that no answer came."""
+        if self.courier.link is None:
+            return
+        try:
+            self.courier.link.send(message)
+        except LinkError as error:
+            log.error("answer is too large for a chat", extra={"error": str(error)})
 
     def _from_exporter(self, message: FromExporter) -> None:
         if isinstance(message, Stats):
@@ -489,6 +509,24 @@ class Appliance:
             "blocking": self.blocker.status(),
             "metrics": self.exporter.stats,
             "bad_messages": self._bad_messages,
+        }
+
+    def _in_short(self) -> dict[str, Any]:
+        """The few figures that a chat shows of the status."""
+        probes = self.supervisor.status(clock.monotonic_s())
+        ready = sum(probe["state"] == "ready" for probe in probes)
+        rules, blocking = self.rules.status(), self.blocker.status()
+        outputs = self.courier.stats.get("outputs", [])
+        return {
+            "version": __version__,
+            "host": self.settings.host,
+            "probes": f"{ready} of {len(probes)} ready",
+            "rules": f"{rules['rules']}{' (stale)' if rules['stale'] else ''}",
+            "alerts": self.engine.stats.get("alerts", {}).get("raised", 0),
+            "blocking": f"{blocking['mode']}, {blocking['blocks']} blocks",
+            "outputs": [
+                {key: each.get(key) for key in ("name", "state", "waiting")} for each in outputs[:20]
+            ],
         }
 
     def _processes(self, now_s: float) -> list[dict[str, Any]]:

@@ -19,7 +19,13 @@ from typing import Any, Final, Literal, Union
 import msgspec
 
 from kwsiem.errors import ConfigError, Problem
-from kwsiem.output_settings import OUTPUT_TYPES, ConsoleSettings, FileSettings, OutputSettings
+from kwsiem.output_settings import (
+    OUTPUT_TYPES,
+    ConsoleSettings,
+    FileSettings,
+    OutputSettings,
+    TelegramSettings,
+)
 from kwsiem.yamltree import Node, place_of, read_document
 
 CONFIG_PATH: Final = Path("/etc/kwsiem/kwsiem.yaml")
@@ -320,9 +326,15 @@ class _Reader:
         return cls(**found) if len(self._problems) == before else None
 
     def unique_outputs(self, outputs: tuple[OutputSettings, ...]) -> None:
-        """Two outputs cannot share a name: it is their place in the outbox."""
+        """Two outputs cannot share a name, their place in the outbox, nor a bot that people talk to."""
         seen: set[str] = set()
+        bots: set[str] = set()
         for index, output in enumerate(outputs):
             if output.name in seen:
                 self.wrong(("outputs", index, "name"), f"name {output.name!r} stands twice")
             seen.add(output.name)
+            # A bot's updates have one reader. Names of secrets are compared; values are not known here.
+            if isinstance(output, TelegramSettings) and output.chatops.users:
+                if output.token_secret in bots:
+                    self.wrong(("outputs", index, "chatops"), "another output has it with this bot's token")
+                bots.add(output.token_secret)

@@ -13,15 +13,18 @@ go on to the outputs; when there is no more room they stay in the link and with 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
+import itertools
 import logging
 import os
+import queue
 import selectors
 import signal
 import sqlite3
 from collections import Counter, deque
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -29,13 +32,15 @@ from kwsiem import clock, failpoint, logs, rights
 from kwsiem.alert import raised_ns_of
 from kwsiem.clock import NS_PER_S
 from kwsiem.config import Settings
-from kwsiem.delivery import make_output, make_route
+from kwsiem.delivery import make_chatops, make_output, make_route
 from kwsiem.document import document
 from kwsiem.errors import EXIT_CONFIG, ConfigError, LinkError
 from kwsiem.link import Link
 from kwsiem.messages import (
     AlertRaised,
     AlertsDurable,
+    ChatAnswer,
+    ChatRequest,
     CourierStart,
     EngineToCourier,
     OwnEvent,
@@ -48,8 +53,12 @@ from kwsiem.messages import (
 from kwsiem.outbox import Item, Outbox, balanced
 from kwsiem.output_settings import OutputSettings
 from kwsiem.outputs.base import Output
+from kwsiem.outputs.chatstate import ChatState
 from kwsiem.outputs.worker import Worker, WorkerThread
 from kwsiem.secret import secrets_of
+
+if TYPE_CHECKING:
+    from kwsiem.outputs.chatops import ChatOps, ChatThread
 
 #: What is committed at once: all that is there, but no more than this, …
 GROUP_ALERTS: Final = 500
@@ -65,6 +74,9 @@ ACKNOWLEDGED_ALERTS: Final = 5000
 DRAIN_S: Final = 2.0
 #: The courier of before, whose sensor was killed, ends within this.
 LOCK_S: Final = 10.0
+#: So long a chat waits for the sensor.
+ASK_S: Final = 10.0
+MAX_ASKED: Final = 100
 
 log = logging.getLogger("kwsiem.courier")
 
@@ -92,6 +104,8 @@ class CourierProcess:
         self._alive_s = 0.0
         self._last_counters: dict[str, Any] = {}
         self._threads: list[WorkerThread] = []
+        self._asked = _Asked()
+        self._chats: list[ChatThread] = []
 
     def start(self) -> None:
         """Take the first message, give up all rights, open the outbox, start the outputs."""
@@ -105,6 +119,7 @@ class CourierProcess:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "stopping", True))
         outputs = [(output, self._output(output, Path(settings.env_file))) for output in settings.outputs]
+        chats = self._make_chats(settings)
         rights.drop(settings.user)
         state = Path(settings.state_dir)
         self._lock = _lock(state / "courier.lock")
@@ -116,7 +131,9 @@ class CourierProcess:
             max_age_s={output.name: output.max_age_s for output in settings.outputs},
             alive=self._say_alive,
         )
+        self._chat_state = ChatState(state / "chat.json") if chats else None
         self._threads = [WorkerThread(self._worker(*pair)) for pair in outputs]
+        self._start_chats(chats)
         self.sensor.send(Ready(pid=os.getpid()))
 
     def _output(self, settings: OutputSettings, env_file: Path) -> Output:
@@ -124,15 +141,46 @@ class CourierProcess:
         notes = _Notes(self, settings.name)
         return make_output(settings, secrets_of(settings, env_file), self._stdout_fd, notes)
 
+    def _make_chats(self, settings: Settings) -> list[ChatOps]:
+        """ChatOps of the outputs that have it; of two with one bot only the first may read its updates."""
+        found: list[ChatOps] = []
+        tokens: set[str] = set()
+        for output in settings.outputs:
+            if not getattr(output, "chatops", None):
+                continue
+            secrets = secrets_of(output, Path(settings.env_file))
+            notes = _Notes(self, output.name)
+            chat = make_chatops(output, secrets, notes, self._asked.ask, self._tell)
+            if chat is None:
+                continue
+            if secrets["token"] in tokens:
+                log.error("no ChatOps: another output has it with this bot", extra={"output": output.name})
+                continue
+            tokens.add(secrets["token"])
+            found.append(chat)
+        return found
+
+    def _start_chats(self, chats: list[ChatOps]) -> None:
+        if self._chat_state is None:
+            return
+        from kwsiem.outputs.chatops import ChatThread  # noqa: PLC0415 - loaded already where there is one
+
+        for chat in chats:
+            chat.begin(self._chat_state, self.outbox)
+            self._chats.append(ChatThread(chat))
+
+    def _tell(self, kind: str, fields: dict[str, Any]) -> None:
+        self._events.append((kind, fields))
+
     def _worker(self, settings: OutputSettings, output: Output) -> Worker:
         def changed(state: str, previous: str, reason: str) -> None:
             fields = {"output.name": settings.name, "output.state": state}
             fields |= {"output.previous": previous, "event.reason": reason}
             self._events.append(("output.state", fields))
 
-        return Worker(
-            settings.name, output, self.outbox, make_route(settings, output.limits), on_state=changed
-        )
+        is_muted = self._chat_state.is_muted if self._chat_state else None
+        route = make_route(settings, output.limits, is_muted)
+        return Worker(settings.name, output, self.outbox, route, on_state=changed)
 
     def run(self) -> None:
         """Serve until told to stop or until the sensor is gone."""
@@ -145,6 +193,7 @@ class CourierProcess:
                 if self._pending:
                     clock.sleep_s(TICK_S)  # the alerts stay where they are: in the link, and with the engine
                 self._from_sensor()
+                self._asked.send(self.sensor)
                 self._take()
                 if clock.monotonic_s() >= next_second_s:
                     next_second_s = clock.monotonic_s() + 1.0
@@ -157,6 +206,8 @@ class CourierProcess:
                 self.stopping = True
             elif isinstance(received, RetryDead):
                 self._retry_dead(received.output)
+            elif isinstance(received, ChatAnswer):
+                self._asked.answered(received)
 
     def _retry_dead(self, output: str) -> None:
         thread = next((thread for thread in self._threads if thread.worker.name == output), None)
@@ -360,9 +411,16 @@ class CourierProcess:
             "outputs": outputs,
             "balanced": balanced(ledgers),
             "disk_error": self.disk_error,
+            "chats": [thread.chat.stats() for thread in self._chats],
+            "mutes": self._mutes(),
             "bad_messages": self.sensor.bad + self.alerts.bad,
         }
         return self._last_counters
+
+    def _mutes(self) -> dict[str, str]:
+        """The rules that are silent in chats, and until when."""
+        found = self._chat_state.mutes() if self._chat_state else {}
+        return {rule: clock.iso(until_ns) for rule, until_ns in sorted(found.items())[:MAX_ASKED]}
 
     def _lag_s(self, output: str) -> float:
         """The age of the oldest alert that waits for an output, by the time in its id."""
@@ -373,6 +431,8 @@ class CourierProcess:
 
     def _drain(self) -> None:
         """Take everything that is on its way, until the engine has nothing more; then let the outputs end."""
+        for chat in self._chats:
+            chat.stop()
         deadline_s = clock.monotonic_s() + DRAIN_S
         while clock.monotonic_s() < deadline_s:
             if self._take():
@@ -391,6 +451,41 @@ class CourierProcess:
         self._every_second()
         self.outbox.close()
         log.info("courier ends", extra={"alerts": self.received})
+
+
+class _Asked:
+    """What chats ask the sensor: put here by their threads, sent and answered by the courier's loop."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self._outgoing: deque[ChatRequest] = deque()
+        self._waiting: dict[int, queue.SimpleQueue[ChatAnswer]] = {}
+
+    def ask(self, request: ChatRequest) -> ChatAnswer | None:
+        """The sensor's answer; None when there is none within ASK_S. Called by the threads of chats."""
+        request.number = next(self._numbers)
+        answers: queue.SimpleQueue[ChatAnswer] = queue.SimpleQueue()
+        self._waiting[request.number] = answers
+        self._outgoing.append(request)
+        try:
+            return answers.get(timeout=ASK_S)
+        except queue.Empty:
+            return None
+        finally:
+            del self._waiting[request.number]
+            with contextlib.suppress(ValueError):
+                self._outgoing.remove(request)  # nobody waits for it any more: it must not act later
+
+    def send(self, sensor: Link[ToCourier]) -> None:
+        """Bring what is asked to the sensor, as far as the link takes it."""
+        while self._outgoing and sensor.send(self._outgoing[0]):
+            self._outgoing.popleft()
+
+    def answered(self, answer: ChatAnswer) -> None:
+        """Bring an answer to who waits for it."""
+        waiting = self._waiting.get(answer.number)
+        if waiting:
+            waiting.put(answer)
 
 
 class _Notes:

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -30,6 +30,7 @@ from kwsiem.formats.syslog import (
     header,
     local_header,
 )
+from kwsiem.messages import ChatAnswer, ChatRequest
 from kwsiem.output_settings import (
     DEFAULT_RATES_PER_MIN,
     ConsoleSettings,
@@ -60,6 +61,9 @@ from kwsiem.outputs.stream import StreamOutput
 from kwsiem.outputs.worker import Route
 from kwsiem.tls import client_context, pinned
 
+if TYPE_CHECKING:
+    from kwsiem.outputs.chatops import ChatOps
+
 LOCAL_SOCKET: Final = "/dev/log"
 #: RFC 5426, convention, RFC 5425, convention (RELP has no number of its own).
 SYSLOG_PORTS: Final[Mapping[str, int]] = {"udp": 514, "tcp": 514, "tls": 6514, "relp": 2514}
@@ -75,6 +79,8 @@ def _mail(document: Mapping[str, Any]) -> bytes:
     return msgspec.json.encode({"subject": subject, "text": text, "headers": headers})
 
 
+#: The outputs that a mute keeps silent: people see them at once, and something else keeps the alerts.
+_MUTABLE: Final = frozenset({"telegram", "slack"})
 #: The outputs for people have a form of their own, whatever ``format`` says.
 _CHATS: Final[Mapping[str, Callable[[Mapping[str, Any]], bytes]]] = {
     "telegram": lambda document: chat.telegram(document).encode(),
@@ -189,15 +195,36 @@ def _tls(settings: SyslogSettings | GelfSettings) -> Tls | None:
     return Tls(client_context(settings), pinned(settings))
 
 
-def make_route(settings: OutputSettings, limits: Sequence[tuple[int, float]] = ()) -> Route:
+def make_chatops(
+    settings: OutputSettings,
+    secrets: Mapping[str, str],
+    notes: Notes,
+    ask: Callable[[ChatRequest], ChatAnswer | None],
+    tell: Callable[[str, dict[str, Any]], None],
+) -> ChatOps | None:
+    """ChatOps of an output that has it, else None; to be made as root. Raises ConfigError."""
+    if not isinstance(settings, TelegramSettings) or not settings.chatops.users:
+        return None
+    from kwsiem.outputs.chatops import ChatOps  # noqa: PLC0415 - requests is loaded only where it is used
+
+    token, chat_id = secrets.get("token", ""), secrets.get("chat_id", "")
+    return ChatOps(settings, token, chat_id, notes, ask=ask, tell=tell)
+
+
+def make_route(
+    settings: OutputSettings,
+    limits: Sequence[tuple[int, float]] = (),
+    is_muted: Callable[[str], bool] | None = None,
+) -> Route:
     """Which alerts go to an output, in what form, and how fast.
 
     ``limits`` are those of the destination (``Output.limits``); the settings can only tighten them.
+    ``is_muted`` says of a rule's id whether chats do not get its alerts now; other outputs do.
     """
     return Route(
         render=make_renderer(settings),
         min_severity=LEVELS[settings.level],
-        wants=make_filter(settings),
+        wants=_with_mutes(make_filter(settings), is_muted if type_of(settings) in _MUTABLE else None),
         pace=_pace(settings, limits),
         digest=make_digest,
         digest_over=getattr(settings, "digest_over", settings.rate_per_min),
@@ -277,6 +304,18 @@ def make_filter(settings: OutputSettings) -> Callable[[bytes], bool] | None:
         )
 
     return wants
+
+
+def _with_mutes(
+    wants: Callable[[bytes], bool] | None, is_muted: Callable[[str], bool] | None
+) -> Callable[[bytes], bool] | None:
+    if is_muted is None:
+        return wants
+
+    def both(data: bytes) -> bool:
+        return not is_muted(msgspec.json.decode(data, type=_Facts).rule.id) and (not wants or wants(data))
+
+    return both
 
 
 class _Rule(msgspec.Struct):

@@ -343,5 +343,11 @@ OWN_KINDS: Final[Mapping[str, EventKind]] = {
             "Alerts begin to be held in memory, because the disk takes nothing (memory), or all are on disk"
             " again (disk).",
         ),
+        _own(
+            "chat.denied",
+            "output.name:str user.id:str user.name:str chat.id:str event.reason:str event.count:u64",
+            "Somebody who may not wrote to the bot of a chat output, or pressed a button; event.count times"
+            " since the event before. event.reason: user, chat.",
+        ),
     )
 }

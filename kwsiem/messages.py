@@ -7,7 +7,7 @@ travels in a message: it is a sealed memory file whose descriptor is passed alon
 
 from __future__ import annotations
 
-from typing import Any, Union
+from typing import Any, Literal, Union
 
 import msgspec
 
@@ -198,6 +198,36 @@ class RetryDead(_Message, tag="retry_dead"):
     output: str
 
 
+class ChatAnswer(_Message, tag="chat_answer"):
+    """What became of a request from a chat; ``error`` says why it was refused."""
+
+    number: int
+    error: str = ""
+    values: dict[str, Any] = {}
+
+
+# courier -> sensor ----------------------------------------------------------------------------------
+
+
+class ChatRequest(_Message, tag="chat_request"):
+    """Somebody did something in a chat: the sensor checks who, writes it down, and does what needs rights.
+
+    A block or an unblock of ``address`` is judged by the guard like one of ``kwsiem blocks``.
+    """
+
+    number: int
+    output: str
+    user_id: int
+    user_name: str
+    action: Literal[
+        "acknowledge", "block", "unblock", "mute", "unmute", "evidence", "status", "alerts", "blocks", "help"
+    ]
+    incident_id: str = ""
+    rule_id: str = ""
+    address: str = ""
+    for_s: int = 0
+
+
 # sensor -> exporter ---------------------------------------------------------------------------------
 
 
@@ -218,8 +248,8 @@ class Figures(_Message, tag="figures"):
 
 ToEngine = Union[EngineStart, ProbeAttach, RulesOffer, OwnEvent, ClockOffset, CourierRestarted, Stop]
 FromEngine = Union[Ready, Heartbeat, ProbeDrained, RulesTaken, BlockRequest, BlockWithdrawn, Stats, RuleStats]
-ToCourier = Union[CourierStart, RetryDead, Stop]
-FromCourier = Union[Ready, Stats, OwnEvent]
+ToCourier = Union[CourierStart, RetryDead, ChatAnswer, Stop]
+FromCourier = Union[Ready, Stats, OwnEvent, ChatRequest]
 ToExporter = Union[ExporterStart, Figures, RuleStats, Stop]
 FromExporter = Union[Ready, Stats]
 EngineToCourier = AlertRaised

@@ -161,6 +161,12 @@ class KafkaSettings(_Tls, frozen=True, kw_only=True, forbid_unknown_fields=True,
     password_secret: str = ""
 
 
+class ChatOpsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who may use buttons and commands in the output's chat: ids of users (numbers); nobody by default."""
+
+    users: tuple[int, ...] = ()
+
+
 class TelegramSettings(_Http, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="telegram"):
     """A Telegram chat; an incident keeps one message, which is edited as it grows and closes.
 
@@ -179,6 +185,7 @@ class TelegramSettings(_Http, frozen=True, kw_only=True, forbid_unknown_fields=T
     silent_below: Level = "medium"
     digest_over: int = 5
     timeout_s: float = 15.0
+    chatops: ChatOpsSettings = ChatOpsSettings()
 
 
 class SlackSettings(_Http, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="slack"):

@@ -59,6 +59,11 @@ def faults(status: dict[str, Any]) -> list[str]:
         for output in status["courier"].get("outputs", [])
         if output.get("state") == "failing"
     ]
+    found += [
+        f"ChatOps of output {chat['name']} is failing: {chat['last_error']}"
+        for chat in status["courier"].get("chats", [])
+        if chat["state"] == "failing"
+    ]
     if why := status.get("metrics", {}).get("error"):
         found.append(f"metrics are not served: {why}")
     blocking = status.get("blocking", {})
@@ -103,6 +108,10 @@ def render(status: dict[str, Any]) -> str:
         *_more_rules(rules),
         f"alerts   {_counts(status['engine'].get('alerts', {}))}",
         *_blocking(status.get("blocking", {})),
+        *(
+            f"muted    {plain(rule)} in chats until {until}"
+            for rule, until in status["courier"].get("mutes", {}).items()
+        ),
         "",
         _section(
             "OUTPUT",

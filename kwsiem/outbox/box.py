@@ -388,6 +388,22 @@ class Outbox:
 
         return self._do(work)
 
+    # looking up ---------------------------------------------------------------------------------
+
+    def document(self, key: str) -> bytes | None:
+        """The document of an alert by its id; None when it is not there, or damaged."""
+
+        def work() -> bytes | None:
+            row = self._quick.execute("SELECT frame FROM alerts WHERE id = ?", (key,)).fetchone()
+            alert = self._mended(row[0]) if row else None
+            return alert.body if alert else None
+
+        return self._do(work)
+
+    def latest(self, limit: int) -> list[dict[str, Any]]:
+        """The documents of the latest alerts on disk, newest first; damaged ones are left out."""
+        return self._do(lambda: recent(self._quick, limit))
+
     # notes --------------------------------------------------------------------------------------
 
     def note(self, output: str, key: str) -> str | None:

@@ -14,13 +14,12 @@ from typing import Any, Final
 
 import msgspec
 
-from kwsiem import secret
 from kwsiem.alert import LEVELS
 from kwsiem.errors import ConfigError, OutputError
 from kwsiem.output_settings import TelegramSettings
 from kwsiem.outputs.base import BaseOutput, Notes, PassingNotes, Rendered
-from kwsiem.outputs.http import Answer, HttpClient
-from kwsiem.text import clean
+from kwsiem.outputs.http import Answer
+from kwsiem.outputs.telegram_bot import Bot, Reply
 
 log = logging.getLogger("kwsiem.outputs")
 
@@ -29,51 +28,39 @@ log = logging.getLogger("kwsiem.outputs")
 #: minute; 20 at once that come back in a minute would be 40 in the first.
 CHAT_LIMIT: Final = (1, 1.0)
 GROUP_LIMIT: Final = (5, 20.0)
-_TOKEN: Final = re.compile(r"\d{1,20}:[A-Za-z0-9_-]{1,100}\Z", re.ASCII)
 _CHAT: Final = re.compile(r"-?\d{1,18}\Z|@[A-Za-z][A-Za-z0-9_]{3,40}\Z", re.ASCII)
-_MAX_WORDS: Final = 160
+#: The longest IPv6 address as text.
+_MAX_ADDRESS: Final = 45
 _TAG: Final = re.compile(r"</?[a-z]+>")
 #: 400 has no code for what is wrong. These words say that it is the text; everything else that Telegram
 #: refuses twice is about the chat, and waits for an operator.
 _ABOUT_THE_TEXT: Final = ("too long", "is empty", "entit", "utf-8")
 _UNCHANGED: Final = "not modified"
-_HINTS: Final = {
-    401: "the bot's token is wrong or was revoked",
-    403: "the bot was blocked or is not in the chat",
-    404: "the bot's token is malformed, or url is no Bot API",
-}
-
-
-class _Parameters(msgspec.Struct):
-    retry_after: float | None = None
-    migrate_to_chat_id: int | None = None
 
 
 class _Message(msgspec.Struct):
     message_id: int = 0
 
 
-class _Reply(msgspec.Struct):
-    """The envelope of every answer of the Bot API."""
+class Sent(msgspec.Struct):
+    """What is noted of an incident: its message, the alert that it shows, and what its buttons act on.
 
-    ok: bool
-    error_code: int = 0
-    description: str = ""
-    parameters: _Parameters = msgspec.field(default_factory=_Parameters)
-    result: Any = None
-
-
-class _Sent(msgspec.Struct):
-    """What is noted of an incident: its message, and the alert that the message shows."""
+    ``address`` is the source that a button blocks; empty when there is none.
+    """
 
     chat: str
     message_id: int
     alert_id: str
     severity: int
+    rule_id: str = ""
+    address: str = ""
+    state: str = ""
 
 
 class _Alert(msgspec.Struct):
     incident_id: str = ""
+    state: str = ""
+    block: Any = None
 
 
 class _Kwsiem(msgspec.Struct):
@@ -81,15 +68,33 @@ class _Kwsiem(msgspec.Struct):
     digest: Any = None
 
 
+class _Source(msgspec.Struct):
+    ip: Any = None
+
+
+class _Rule(msgspec.Struct):
+    id: str = ""
+
+
 class _Facts(msgspec.Struct):
     """What is needed of a document; msgspec passes over the rest."""
 
     kwsiem: _Kwsiem = msgspec.field(default_factory=_Kwsiem)
+    source: _Source = msgspec.field(default_factory=_Source)
+    rule: _Rule = msgspec.field(default_factory=_Rule)
 
     @property
     def incident(self) -> str:
         """The id that the alerts of an incident share; a digest belongs to none."""
         return "" if self.kwsiem.digest is not None else self.kwsiem.alert.incident_id
+
+    @property
+    def address(self) -> str:
+        """The source: what the rule would block, or where the events came from."""
+        block = self.kwsiem.alert.block
+        value = block.get("value") if isinstance(block, dict) else None
+        found = value or self.source.ip
+        return found if isinstance(found, str) and len(found) <= _MAX_ADDRESS else ""
 
 
 class TelegramOutput(BaseOutput):
@@ -105,18 +110,16 @@ class TelegramOutput(BaseOutput):
         self, settings: TelegramSettings, token: str, chat_id: str, notes: Notes | None = None
     ) -> None:
         self._settings = settings
-        token = token.strip()
-        secret.learn(token)
         where = f"output {settings.name!r}"
-        if not _TOKEN.match(token):
-            raise ConfigError(f"{where}: secret {settings.token_secret}: expected a bot's token, 123456:ABC…")
+        self._bot = Bot(settings, token)
         chat = (settings.chat_id or chat_id).strip()
         if not _CHAT.match(chat):
             raise ConfigError(f"{where}: chat_id: expected a number (negative for groups) or @channel")
-        self._client = HttpClient(settings)
+        self._client = self._bot.client
+        if settings.chatops.users:
+            check_chatops(settings, chat)
         if not self._client.is_https:
             log.warning("output %s: the bot's token is sent in clear text (http)", settings.name)
-        self._prefix = f"/bot{token}/"
         self._configured_chat = chat
         self._chat = chat
         self._notes = notes or PassingNotes()
@@ -131,7 +134,7 @@ class TelegramOutput(BaseOutput):
         if not self._is_known:
             answer, reply = self._call("getMe", {})
             if not reply.ok:
-                raise self._client.error(answer, _words(reply), misconfigured=True)
+                raise self._client.error(answer, reply.words, misconfigured=True)
             self._is_known = True
 
     def check(self) -> None:
@@ -152,73 +155,81 @@ class TelegramOutput(BaseOutput):
 
     def close(self) -> None:
         """Close the connection."""
-        self._client.close()
+        self._bot.close()
 
     def _say(self, alert: Rendered) -> None:
         """Edit the message of the alert's incident, or send a new one and note it.
 
         A raised level must be heard, and an edit makes no sound: then a new message answers the old one.
         """
-        incident = msgspec.json.decode(alert.source, type=_Facts).incident if self._settings.edit else ""
+        facts = msgspec.json.decode(alert.source, type=_Facts)
+        incident = facts.incident if self._settings.edit else ""
         sent = self._sent(incident)
         if sent and (sent.alert_id == alert.id or _is_older(alert.id, sent.alert_id)):
             return  # the message shows this, or a later state with a greater count
         is_silent = alert.severity < self._silent_below
         is_raised = sent is not None and alert.severity > sent.severity and not is_silent
+        note = Sent(
+            self._chat, 0, alert.id, max(alert.severity, sent.severity if sent else 0),
+            facts.rule.id, facts.address, facts.kwsiem.alert.state,
+        )  # fmt: skip
         text = alert.data.decode()
-        if sent and not is_raised and self._edit(sent.message_id, text):
-            message_id = sent.message_id
+        markup: dict[str, Any] = {}
+        if incident and self._settings.chatops.users:
+            acknowledged = self._notes.get(acknowledged_key(incident)) or ""
+            text += acknowledged and f"\n{acknowledged}"
+            markup = {"reply_markup": buttons(incident, note, acknowledged=bool(acknowledged))}
+        if sent and not is_raised and self._edit(sent.message_id, text, markup):
+            note.message_id = sent.message_id
         else:
-            message_id = self._send(text, is_silent, sent.message_id if sent else 0)
-        self.answer = f"message {message_id}"
+            note.message_id = self._send(text, is_silent, sent.message_id if sent else 0, markup)
+        self.answer = f"message {note.message_id}"
         if incident:
-            severity = max(alert.severity, sent.severity if sent else 0)
-            note = _Sent(self._chat, message_id, alert.id, severity)
+            note.chat = self._chat  # it may have moved
             self._notes.set(incident, msgspec.json.encode(note).decode())
 
-    def _sent(self, incident: str) -> _Sent | None:
+    def _sent(self, incident: str) -> Sent | None:
         """The message of an incident, when there is one in this chat."""
         try:
-            sent = msgspec.json.decode(self._notes.get(incident) or "null", type=_Sent | None)
+            sent = msgspec.json.decode(self._notes.get(incident) or "null", type=Sent | None)
         except msgspec.DecodeError:
             return None
         return sent if incident and sent and sent.chat == self._chat else None
 
-    def _edit(self, message_id: int, text: str) -> bool:
+    def _edit(self, message_id: int, text: str, markup: dict[str, Any]) -> bool:
         """Whether the message shows the text now; False when it is gone or can no longer be edited."""
-        _, reply = self._call(
-            "editMessageText", {"message_id": message_id, **_content(text), "parse_mode": "HTML"}
-        )
+        content = {"message_id": message_id, **_content(text), "parse_mode": "HTML", **markup}
+        _, reply = self._call("editMessageText", content)
         return reply.ok or _UNCHANGED in reply.description.lower()
 
-    def _send(self, text: str, is_silent: bool, replies_to: int) -> int:
+    def _send(self, text: str, is_silent: bool, replies_to: int, markup: dict[str, Any]) -> int:
         """The id of a new message; the text goes without markup when Telegram does not take the markup."""
-        more: dict[str, Any] = {"disable_notification": is_silent}
+        more: dict[str, Any] = {"disable_notification": is_silent, **markup}
         if self._settings.topic_id:
             more["message_thread_id"] = self._settings.topic_id
         if replies_to:
             more["reply_parameters"] = {"message_id": replies_to, "allow_sending_without_reply": True}
         answer, reply = self._call("sendMessage", {**_content(text), "parse_mode": "HTML", **more})
         if not reply.ok:
-            said = _words(reply)
+            said = reply.words
             answer, reply = self._call("sendMessage", {**_content(_plain(text)), **more})
             if not reply.ok:
                 raise self._refusal(answer, reply)
             self.markup_errors += 1
             log.error("output %s: message sent without markup: %s", self._settings.name, said)
         try:
-            return msgspec.convert(reply.result, _Message).message_id
-        except msgspec.ValidationError:
+            return msgspec.json.decode(reply.result, type=_Message).message_id
+        except msgspec.DecodeError:
             raise self._client.error(answer, "no message_id: is url a Bot API?", misconfigured=True) from None
 
-    def _refusal(self, answer: Answer, reply: _Reply) -> OutputError:
+    def _refusal(self, answer: Answer, reply: Reply) -> OutputError:
         """What to do with a message that was refused with and without markup."""
-        said = _words(reply)
+        said = reply.words
         if any(word in said.lower() for word in _ABOUT_THE_TEXT):
             return OutputError(f"{self._client.where}: {said}", retryable=False)
         return self._client.error(answer, f"{said}; see chat_id and topic_id", misconfigured=True)
 
-    def _call(self, method: str, content: dict[str, Any]) -> tuple[Answer, _Reply]:
+    def _call(self, method: str, content: dict[str, Any]) -> tuple[Answer, Reply]:
         """The answer to one method, after following the chat when it has moved.
 
         The reply is ``ok`` or a 400 that the caller knows what to do with. Raises OutputError for all else.
@@ -233,29 +244,57 @@ class TelegramOutput(BaseOutput):
                 answer, reply = self._ask(method, content)
         return answer, reply
 
-    def _ask(self, method: str, content: dict[str, Any]) -> tuple[Answer, _Reply]:
+    def _ask(self, method: str, content: dict[str, Any]) -> tuple[Answer, Reply]:
         chat: str | int = self._chat if self._chat.startswith("@") else int(self._chat)
-        body = msgspec.json.encode({"chat_id": chat, **content} if content else {})
-        answer = self._client.post(f"{self._prefix}{method}", body, {"Content-Type": "application/json"})
-        try:
-            reply = msgspec.json.decode(answer.body, type=_Reply)
-        except msgspec.DecodeError:
-            raise self._client.error(
-                answer, _HINTS.get(answer.status, "no answer of a Bot API"), misconfigured=answer.status < 500
-            ) from None
-        code = reply.error_code or answer.status
-        if reply.ok or code == 400:
-            return answer, reply
-        if code == 429:
-            pause_s = max(reply.parameters.retry_after or 1.0, answer.retry_after_s or 0.0)
-            raise OutputError(f"{self._client.where}: too many messages", retry_after_s=pause_s)
-        hint = _HINTS.get(code)
-        raise self._client.error(
-            answer, f"{hint}: {_words(reply)}" if hint else _words(reply), misconfigured=hint is not None
-        )
+        return self._bot.ask(method, {"chat_id": chat, **content} if content else {})
 
     def _moved_key(self) -> str:
-        return f"chat {self._configured_chat}"
+        return moved_key(self._configured_chat)
+
+
+def check_chatops(settings: TelegramSettings, chat: str) -> None:
+    """Whether ChatOps can work with these settings; raises ConfigError."""
+    where = f"output {settings.name!r}: chatops"
+    if not settings.edit:
+        raise ConfigError(f"{where}: needs edit: true, so that a message belongs to one incident")
+    if chat.startswith("@"):
+        raise ConfigError(f"{where}: a channel has no users; chat_id must be a number")
+    if not all(0 < user < 2**53 for user in settings.chatops.users):
+        raise ConfigError(f"{where}: users: expected the numbers of people, above 0")
+
+
+def moved_key(chat: str) -> str:
+    """Under what the new id of a chat is noted that became a supergroup."""
+    return f"chat {chat}"
+
+
+def acknowledged_key(incident: str) -> str:
+    """Under what it is noted who acknowledged an incident, as Telegram's HTML."""
+    return f"acknowledged {incident}"
+
+
+def buttons(incident: str, sent: Sent, *, acknowledged: bool = False) -> dict[str, Any]:
+    """The inline keyboard of an incident; ``callback_data`` is an action and the incident's id, no more.
+
+    Nothing that is done is read from it: rule and address are those that were noted with the message.
+    """
+    is_open = sent.state != "close"
+    rows = [
+        [("Acknowledge", "ack", is_open and not acknowledged), ("Evidence", "evidence", True)],
+        [
+            ("Block 1 h", "block1h", is_open),
+            ("Block 1 day", "block1d", is_open),
+            ("Unblock", "unblock", True),
+        ],
+        [("Mute the rule 1 h", "mute", is_open)],
+    ]
+    if not sent.address:
+        del rows[1]
+    shown = [
+        [{"text": text, "callback_data": f"{verb}:{incident}"} for text, verb, wanted in row if wanted]
+        for row in rows
+    ]
+    return {"inline_keyboard": [row for row in shown if row]}
 
 
 def limits(chat_id: str) -> tuple[tuple[int, float], ...]:
@@ -275,7 +314,3 @@ def _plain(text: str) -> str:
 def _is_older(one: str, other: str) -> bool:
     """Whether an alert's id is of an earlier millisecond: the first ten letters of a ULID are its time."""
     return one[:10] < other[:10]
-
-
-def _words(reply: _Reply) -> str:
-    return clean(secret.mask(reply.description), _MAX_WORDS)

@@ -1,7 +1,8 @@
 """A Telegram Bot API server for tests, as strict as the documentation (Bot API 10.1).
 
-It knows sendMessage, editMessageText and getMe; parses HTML by a parser of its own; keeps the limits, and
-counts every request that comes earlier than ``retry_after`` allowed.
+It knows sendMessage, editMessageText, getMe, getUpdates and answerCallbackQuery; parses HTML by a parser of
+its own; keeps the limits, and counts every request that comes earlier than ``retry_after`` allowed. A person
+writes with :meth:`TelegramApi.write` and presses a button with :meth:`TelegramApi.press`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from kwsiem.clock import wall_ns
 from peers.chat_server import Answer, ChatServer, json_answer
 
 TOKEN = "123456:test-Token_of-a-bot"
@@ -38,9 +40,13 @@ _FIELDS = {
     "getMe": set(),
     "sendMessage": {
         "chat_id", "text", "parse_mode", "link_preview_options", "disable_notification", "message_thread_id",
-        "reply_parameters", "protect_content",
+        "reply_parameters", "protect_content", "reply_markup",
     },
-    "editMessageText": {"chat_id", "message_id", "text", "parse_mode", "link_preview_options"},
+    "editMessageText": {
+        "chat_id", "message_id", "text", "parse_mode", "link_preview_options", "reply_markup",
+    },
+    "getUpdates": {"offset", "limit", "timeout", "allowed_updates"},
+    "answerCallbackQuery": {"callback_query_id"},
 }  # fmt: skip
 
 
@@ -64,6 +70,7 @@ class Message:
     topic: int = 0
     replies_to: int = 0
     history: list[str] = field(default_factory=list)
+    buttons: list[tuple[str, str]] = field(default_factory=list)
 
 
 class TelegramApi(ChatServer):
@@ -71,7 +78,9 @@ class TelegramApi(ChatServer):
 
     ``migrated`` maps the old id of a group to that of its supergroup. ``clock`` gives seconds; a chat takes
     ``burst`` messages at once and then 1 a second, a group 20 a minute. ``too_old`` are messages that can
-    no longer be edited.
+    no longer be edited. ``updates`` are those that were not confirmed by an offset; with ``replays`` they are
+    never taken away, and an offset is passed over. ``answered`` are queries of buttons that were answered,
+    ``old_queries`` those that came too late.
     """
 
     def __init__(self, chats=(1000,), clock: Callable[[], float] = time.monotonic, burst=3, context=None):
@@ -81,6 +90,11 @@ class TelegramApi(ChatServer):
         self.too_old: set[int] = set()
         self.topics = {0}
         self.messages: dict[tuple[int, int], Message] = {}
+        self.updates: list[dict[str, Any]] = []
+        self.replays = False
+        self.answered: list[str] = []
+        self.old_queries: set[str] = set()
+        self._next_update = 1000
         self.edits = 0
         self.floods = 0
         self.too_early = 0
@@ -113,8 +127,16 @@ class TelegramApi(ChatServer):
                 raise Refused(400, f"Bad Request: no such parameters: {unknown}")
             if method == "getMe":
                 return json_answer(
-                    200, {"ok": True, "result": {"id": 123456, "is_bot": True, "first_name": "k"}}
+                    200,
+                    {
+                        "ok": True,
+                        "result": {"id": 123456, "is_bot": True, "first_name": "k", "username": "kbot"},
+                    },
                 )
+            if method == "getUpdates":
+                return json_answer(200, {"ok": True, "result": self._updates(given)})
+            if method == "answerCallbackQuery":
+                return json_answer(200, {"ok": True, "result": self._answer_query(given)})
             chat = self._chat(given)
             self._hold(chat)
             message = self._edited(chat, given) if method == "editMessageText" else self._sent(chat, given)
@@ -128,6 +150,41 @@ class TelegramApi(ChatServer):
                 "result": {"message_id": message.id, "date": 0, "chat": {"id": chat}, "text": message.text},
             },
         )
+
+    def write(self, user: Any, text: str, chat: int = 1000, **more: Any) -> dict[str, Any]:
+        """A person writes into a chat; ``user`` is an id, or a user as Telegram has it."""
+        kind = "private" if chat > 0 else "group"
+        message = {"message_id": 9000, "date": wall_ns() // 10**9, "chat": {"id": chat, "type": kind}}
+        return self._update(message={**message, "text": text, **more, "from": _person(user)})
+
+    def press(self, user: Any, data: str, chat: int = 1000, message_id: int = 1) -> dict[str, Any]:
+        """A person presses a button."""
+        shown = {"message_id": message_id, "date": 0, "chat": {"id": chat, "type": "private"}}
+        query = {"id": str(self._next_update), "from": _person(user), "message": shown, "data": data}
+        return self._update(callback_query=query)
+
+    def _update(self, **content: Any) -> dict[str, Any]:
+        found = {"update_id": self._next_update, **content}
+        self._next_update += 1
+        self.updates.append(found)
+        return found
+
+    def _updates(self, given: dict[str, Any]) -> list[dict[str, Any]]:
+        """What waits; an offset takes away all before it. The test server never keeps anybody waiting."""
+        if given["allowed_updates"] != ["message", "callback_query"] or not 0 < given["timeout"] <= 50:
+            raise Refused(400, "Bad Request: this test wants a long poll for two kinds of updates")
+        if not self.replays:
+            self.updates = [each for each in self.updates if each["update_id"] >= given["offset"]]
+        return self.updates[: given["limit"]]
+
+    def _answer_query(self, given: dict[str, Any]) -> bool:
+        number = given["callback_query_id"]
+        if number in self.old_queries:
+            raise Refused(
+                400, "Bad Request: query is too old and response timeout expired or query ID is invalid"
+            )
+        self.answered.append(number)
+        return True
 
     def _chat(self, given: dict[str, Any]) -> int:
         chat = given.get("chat_id")
@@ -187,7 +244,7 @@ class TelegramApi(ChatServer):
         self._next_id[chat] = number + 1
         message = Message(
             chat, number, text, entities, given.get("disable_notification", False), topic,
-            reply.get("message_id", 0), [text],
+            reply.get("message_id", 0), [text], _buttons(given),
         )  # fmt: skip
         self.messages[chat, number] = message
         return message
@@ -199,11 +256,11 @@ class TelegramApi(ChatServer):
         if message.id in self.too_old:
             raise Refused(400, "Bad Request: message can't be edited")
         text, entities = self._parsed(given)
-        if (text, entities) == (message.text, message.entities):
+        if (text, entities, _buttons(given)) == (message.text, message.entities, message.buttons):
             raise Refused(
                 400, "Bad Request: message is not modified: specified new message content is the same"
             )
-        message.text, message.entities = text, entities
+        message.text, message.entities, message.buttons = text, entities, _buttons(given)
         message.history.append(text)
         self.edits += 1
         return message
@@ -227,6 +284,19 @@ class TelegramApi(ChatServer):
         if utf16_units(plain) > MAX_TEXT:
             raise Refused(400, "Bad Request: message is too long")
         return plain, entities
+
+
+def _person(user: Any) -> dict[str, Any]:
+    return user if isinstance(user, dict) else {"id": user, "is_bot": False, "first_name": f"user {user}"}
+
+
+def _buttons(given: dict[str, Any]) -> list[tuple[str, str]]:
+    """Text and data of each button; data has 1 to 64 bytes."""
+    rows = given.get("reply_markup", {}).get("inline_keyboard", [])
+    found = [(button["text"], button["callback_data"]) for row in rows for button in row]
+    if not all(1 <= len(data.encode()) <= 64 for _, data in found):
+        raise Refused(400, "Bad Request: BUTTON_DATA_INVALID")
+    return found
 
 
 def parse_html(text: str) -> tuple[str, list[tuple[str, int, int]]]:

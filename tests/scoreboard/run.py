@@ -27,7 +27,7 @@ PATIENCE_S = 8.0
 SETTLE_S = 2.0
 TOGETHER = 4
 #: Kinds of events about the appliance itself: rules on them are no alarms about the network.
-OWN_KINDS = ("sensor.", "probe.", "output.", "rule.", "rules.", "block.", "outbox.", "firewall.")
+OWN_KINDS = ("sensor.", "probe.", "output.", "rule.", "rules.", "block.", "outbox.", "chat.", "firewall.")
 
 
 @dataclass

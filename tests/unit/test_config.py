@@ -103,6 +103,22 @@ def test_two_outputs_cannot_have_one_name():
         parse_settings("k.yaml", b"outputs: [{name: x, type: console}, {name: x, type: file}]")
 
 
+def test_a_bot_has_one_reader():
+    text = "outputs: [{name: a, type: telegram, chatops: {users: [7]}}, {name: b, type: telegram%s}]"
+    assert parse_settings("k.yaml", (text % "").encode()).outputs[0].chatops.users == (7,)
+    other = text % ", token_secret: OTHER, chatops: {users: [7]}"
+    assert parse_settings("k.yaml", other.encode()).outputs[1].chatops.users == (7,)
+    with pytest.raises(ConfigError, match=r"outputs\.1\.chatops: another output has it"):
+        parse_settings("k.yaml", (text % ", chatops: {users: [8]}").encode())
+
+
+@pytest.mark.parametrize("users", ["7", "[a]", "[1.5]", "{}"])
+def test_users_of_chatops_are_numbers(users):
+    text = f"outputs: [{{name: a, type: telegram, chatops: {{users: {users}}}}}]"
+    with pytest.raises(ConfigError, match=r"outputs\.0\.chatops"):
+        parse_settings("k.yaml", text.encode())
+
+
 def test_the_file_output_goes_to_the_state_folder():
     settings = resolve(Settings(state_dir="/srv/state"))
     assert settings.outputs[1].path == "/srv/state/alerts.jsonl"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import msgspec
 import pytest
 from peers import slack_hook, smtp, telegram_api
 
+from kwsiem import courier as courier_module
 from kwsiem import rights
 from kwsiem.config import Settings
 from kwsiem.document import document
@@ -22,6 +24,8 @@ from kwsiem.link import Link, link_pair
 from kwsiem.messages import (
     AlertRaised,
     AlertsDurable,
+    ChatAnswer,
+    ChatRequest,
     CourierStart,
     CourierToEngine,
     FromCourier,
@@ -451,3 +455,42 @@ def test_dead_letters_are_tried_again_when_the_operator_says_so(folder, start, m
         assert (found["dead"], found["waiting"], found["balanced"]) == (0, 0, True)
         assert sorted(receiver.stored) == sorted(alert.id for alert in alerts)
         assert courier.stop() == 0
+
+
+def test_a_chat_that_got_no_answer_in_time_is_not_acted_on_later(monkeypatch):
+    monkeypatch.setattr(courier_module, "ASK_S", 0.01)
+    asked = courier_module._Asked()
+    ours, theirs = (Link(end, FromCourier) for end in link_pair())
+    request = ChatRequest(number=0, output="c", user_id=7, user_name="a", action="block")
+    assert asked.ask(request) is None
+    asked.send(ours)
+    assert theirs.take_message() is None
+    asked.answered(ChatAnswer(number=request.number))  # too late: nobody waits for it
+    ours.close()
+    theirs.close()
+
+
+def test_two_chats_get_their_own_answers():
+    asked = courier_module._Asked()
+    ours, theirs = (Link(end, FromCourier) for end in link_pair())
+    found = {}
+
+    def chat(user):
+        request = ChatRequest(number=0, output="c", user_id=user, user_name="a", action="help")
+        found[user] = asked.ask(request)
+
+    threads = [threading.Thread(target=chat, args=(user,)) for user in (1, 2)]
+    for thread in threads:
+        thread.start()
+    requests = []
+    end_s = time.monotonic() + DEADLINE_S
+    while len(requests) < 2 and time.monotonic() < end_s:
+        asked.send(ours)
+        requests += [message] if (message := theirs.take_message()) else []
+    for request in reversed(requests):
+        asked.answered(ChatAnswer(number=request.number, error=str(request.user_id)))
+    for thread in threads:
+        thread.join()
+    assert {user: answer.error for user, answer in found.items()} == {1: "1", 2: "2"}
+    ours.close()
+    theirs.close()

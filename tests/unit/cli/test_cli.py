@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kwsiem.cli import main
+from kwsiem.cli.status import faults
 
 SOURCE = Path(__file__).resolve().parents[3]
 COMMANDS = (
@@ -112,3 +113,12 @@ except SystemExit:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_chatops_that_fails_is_a_fault():
+    status = {"probes": [], "probe_problems": [], "rules": {"stale": False}, "processes": []}
+    chats = [
+        {"name": "a", "state": "ready", "last_error": ""},
+        {"name": "b", "state": "failing", "last_error": "409"},
+    ]
+    assert faults({**status, "courier": {"chats": chats}}) == ["ChatOps of output b is failing: 409"]

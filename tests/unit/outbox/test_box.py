@@ -34,6 +34,13 @@ def outbox(path):
     box.close()
 
 
+def test_an_alert_is_found_by_its_id_and_among_the_latest(outbox):
+    outbox.put(items(0, 5))
+    assert outbox.document("id-3") == b'{"number":3}'
+    assert outbox.document("id-9") is None
+    assert outbox.latest(2) == [{"number": 4}, {"number": 3}]
+
+
 def test_an_alert_waits_for_each_output_until_that_one_settles_it(outbox):
     assert outbox.put(items(0, 3)) == 3
     seqs = [stored.seq for stored in outbox.waiting("a", 10)]

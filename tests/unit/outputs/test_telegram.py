@@ -372,9 +372,9 @@ def test_a_group_that_becomes_a_supergroup_is_followed_also_after_a_restart(begi
 def test_what_an_operator_must_mend_is_said_and_tried_slowly(begin, make_alert, trouble, words):
     rig = begin(topic_id=5 if trouble == "topic" else 0)
     if trouble == "token":
-        rig.output._prefix = "/bot1:other/"
+        rig.output._bot._prefix = "/bot1:other/"
     elif trouble == "malformed":
-        rig.output._prefix = "/elsewhere/"
+        rig.output._bot._prefix = "/elsewhere/"
     elif trouble == "blocked":
         rig.server.blocked.add(PRIVATE)
     elif trouble == "chat":
@@ -385,7 +385,7 @@ def test_what_an_operator_must_mend_is_said_and_tried_slowly(begin, make_alert, 
     assert words in rig.worker.last_error
     assert rig.worker.state == "failing"
     assert rig.ledger.waiting == 1, "nothing is lost meanwhile"
-    rig.output._prefix = f"/bot{TOKEN}/"
+    rig.output._bot._prefix = f"/bot{TOKEN}/"
     rig.server.blocked.clear()
     rig.server.chats.add(PRIVATE)
     rig.server.topics.add(5)

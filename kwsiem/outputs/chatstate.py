@@ -1,0 +1,120 @@
+"""What ChatOps must not forget: which updates were taken, and which rules are silent in chats until when.
+
+One small JSON file, written anew and synced at each change, so that it is whole at any moment.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from kwsiem.clock import NS_PER_S, wall_ns
+
+#: No rule is silent for longer, whatever the file or the clock says.
+MUTE_MOST_S: Final = 24 * 3600
+MAX_MUTES: Final = 1000
+#: After a week without updates Telegram counts anew from a random number (getUpdates); it keeps none for
+#: longer than a day. An offset that is older than this says nothing.
+OFFSET_S: Final = 6 * 24 * 3600
+_MAX_BYTES: Final = 1 << 20
+
+log = logging.getLogger("kwsiem.outputs")
+
+
+class _Offset(msgspec.Struct):
+    next: int
+    at_ns: int
+
+
+class _Kept(msgspec.Struct):
+    offsets: dict[str, _Offset] = {}
+    mutes: dict[str, int] = {}
+
+
+class ChatState:
+    """The file; safe to use from several threads of one process. What cannot be read counts as empty."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        try:
+            with path.open("rb") as file:
+                self._kept = msgspec.json.decode(file.read(_MAX_BYTES), type=_Kept)
+        except FileNotFoundError:
+            self._kept = _Kept()
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            log.error("state of ChatOps cannot be read, all rules speak", extra={"error": str(error)})
+            self._kept = _Kept()
+
+    def offset(self, output: str) -> int:
+        """The number of the first update that was not taken yet; 0 when that is not known."""
+        with self._lock:
+            found = self._kept.offsets.get(output)
+        if found is None or not 0 <= wall_ns() - found.at_ns < OFFSET_S * NS_PER_S:
+            return 0
+        return found.next
+
+    def taken(self, output: str, update_id: int) -> None:
+        """Note durably that an update was taken. Raises OSError: then it must not be acted on."""
+        self._change(lambda kept: kept.offsets.update({output: _Offset(update_id + 1, wall_ns())}))
+
+    def mute(self, rule_id: str, for_s: int) -> bool:
+        """Silence a rule, for MUTE_MOST_S at most; False when MAX_MUTES are. Raises OSError."""
+        self.mutes()
+        if rule_id not in self._kept.mutes and len(self._kept.mutes) >= MAX_MUTES:
+            return False
+        until_ns = wall_ns() + min(for_s, MUTE_MOST_S) * NS_PER_S
+        self._change(lambda kept: kept.mutes.update({rule_id: until_ns}))
+        return True
+
+    def unmute(self, rule_id: str) -> bool:
+        """Let a rule speak again; False when it was not silent. Raises OSError."""
+        if rule_id not in self.mutes():
+            return False
+        self._change(lambda kept: kept.mutes.pop(rule_id, None))
+        return True
+
+    def mutes(self) -> dict[str, int]:
+        """The rules that are silent now, and until when (ns since 1970); those whose time is over go."""
+        now_ns = wall_ns()
+        most_ns = now_ns + MUTE_MOST_S * NS_PER_S
+        with self._lock:
+            if self._kept.mutes:
+                left = {rule: until_ns for rule, until_ns in self._kept.mutes.items() if until_ns > now_ns}
+                # The clock was set back: the time that was asked for must not begin anew.
+                self._kept.mutes = {rule: min(until_ns, most_ns) for rule, until_ns in left.items()}
+            return dict(self._kept.mutes)
+
+    def is_muted(self, rule_id: str) -> bool:
+        """Whether a rule's alerts are kept from chats."""
+        return bool(self._kept.mutes) and rule_id in self.mutes()
+
+    def _change(self, change: Callable[[_Kept], object]) -> None:
+        """Change and write; when the file cannot be written, nothing has changed."""
+        with self._lock:
+            kept = _Kept(dict(self._kept.offsets), dict(self._kept.mutes))
+            change(kept)
+            _write(self._path, msgspec.json.encode(kept))
+            self._kept = kept
+
+
+def _write(path: Path, data: bytes) -> None:
+    """All of it or nothing, also after a loss of power."""
+    beside = path.with_name(path.name + ".new")
+    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
