@@ -24,6 +24,7 @@ from kwsiem.output_settings import (
     ConsoleSettings,
     FileSettings,
     OutputSettings,
+    SummarySettings,
     TelegramSettings,
 )
 from kwsiem.yamltree import Node, place_of, read_document
@@ -223,6 +224,7 @@ _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "aggregate": (0, 65_536),
     "collateral": (0, 65_536),
 }
+_TIME_OF_DAY: Final = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]\Z", re.ASCII)
 KeyPath = tuple[Union[str, int], ...]
 
 
@@ -261,6 +263,8 @@ class _Reader:
                 result[key] = self._metrics(here, item)
             elif cls is Settings and key == "event_log":
                 result[key] = self._event_log(here, item)
+            elif fields[key].type is SummarySettings:
+                result[key] = self._summary(here, item)
             else:
                 self._convert(here, item, fields[key].type, result)
         for name, field in fields.items():
@@ -311,6 +315,15 @@ class _Reader:
         before = len(self._problems)
         found = self.checked(path, value, EventLogSettings)
         return EventLogSettings() if len(self._problems) > before else EventLogSettings(**found)
+
+    def _summary(self, path: KeyPath, value: Any) -> SummarySettings:
+        before = len(self._problems)
+        found = self.checked(path, value, SummarySettings)
+        if not _TIME_OF_DAY.match(found.get("at", "00:00")):
+            self.wrong((*path, "at"), f"expected a time of day from 00:00 to 23:59, got {found['at']!r}")
+        if "weekday" in found and found.get("every") != "week":
+            self.wrong((*path, "weekday"), "is for every: week")
+        return SummarySettings() if len(self._problems) > before else SummarySettings(**found)
 
     def _output(self, path: KeyPath, value: Any) -> OutputSettings | None:
         """One output, read by the struct that its ``type`` names."""

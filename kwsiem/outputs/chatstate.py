@@ -1,4 +1,4 @@
-"""What ChatOps must not forget: which updates were taken, and which rules are silent in chats until when.
+"""What outputs for people must not forget: updates taken, rules that are silent until when, summaries sent.
 
 One small JSON file, written anew and synced at each change, so that it is whole at any moment.
 """
@@ -32,9 +32,20 @@ class _Offset(msgspec.Struct):
     at_ns: int
 
 
+class SummedUp(msgspec.Struct):
+    """Where an output's last summary ended (ns since 1970), and the ledgers of all outputs then.
+
+    A ledger is (delivered, dead, dropped).
+    """
+
+    until_ns: int
+    ledgers: dict[str, tuple[int, int, int]] = {}
+
+
 class _Kept(msgspec.Struct):
     offsets: dict[str, _Offset] = {}
     mutes: dict[str, int] = {}
+    summaries: dict[str, SummedUp] = {}
 
 
 class ChatState:
@@ -49,7 +60,7 @@ class ChatState:
         except FileNotFoundError:
             self._kept = _Kept()
         except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            log.error("state of ChatOps cannot be read, all rules speak", extra={"error": str(error)})
+            log.error("state of chats cannot be read, all rules speak", extra={"error": str(error)})
             self._kept = _Kept()
 
     def offset(self, output: str) -> int:
@@ -95,10 +106,19 @@ class ChatState:
         """Whether a rule's alerts are kept from chats."""
         return bool(self._kept.mutes) and rule_id in self.mutes()
 
+    def summed_up(self, output: str) -> SummedUp | None:
+        """What is known of the last summary of an output."""
+        with self._lock:
+            return self._kept.summaries.get(output)
+
+    def sum_up(self, output: str, last: SummedUp) -> None:
+        """Note durably that an output has its summary. Raises OSError."""
+        self._change(lambda kept: kept.summaries.update({output: last}))
+
     def _change(self, change: Callable[[_Kept], object]) -> None:
         """Change and write; when the file cannot be written, nothing has changed."""
         with self._lock:
-            kept = _Kept(dict(self._kept.offsets), dict(self._kept.mutes))
+            kept = _Kept(dict(self._kept.offsets), dict(self._kept.mutes), dict(self._kept.summaries))
             change(kept)
             _write(self._path, msgspec.json.encode(kept))
             self._kept = kept
