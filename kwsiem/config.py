@@ -321,7 +321,9 @@ class _Reader:
         found = self.checked(path, value, SummarySettings)
         if not _TIME_OF_DAY.match(found.get("at", "00:00")):
             self.wrong((*path, "at"), f"expected a time of day from 00:00 to 23:59, got {found['at']!r}")
-        if "weekday" in found and found.get("every") != "week":
+        if len(self._problems) == before and found and "every" not in found:
+            self.wrong(path, "key 'every' is missing: day or week")
+        elif "weekday" in found and found.get("every") in {"never", "day"}:
             self.wrong((*path, "weekday"), "is for every: week")
         return SummarySettings() if len(self._problems) > before else SummarySettings(**found)
 

@@ -244,11 +244,11 @@ def _summary_rows(found: Summary) -> list[_Row]:
     ]
     rows = [
         _Row("host", (_safe(found.host, _MAX_TITLE),)),
-        _Row(f"the {found.every} before", (before,), ours=True),
-        _Row("by level", (", ".join(levels),), ours=True),
+        _Row("the time before", (before,), ours=True),
+        _Row("levels" if found.before is None else "levels (before)", (", ".join(levels),), ours=True),
         _Row("blocks", (f"{found.asked:,} asked for, {found.blocked:,} made",), ours=True),
-        _Row("probes", (_named(found.probes, "stopped working") or "none stopped working",), ours=True),
-        _Row("lost", (_named(found.lost, "lost something") or "nothing",), ours=True),
+        _Row("probes that stopped", (_named(found.probes) or "none",), ours=True),
+        _Row("lost something", (_named(found.lost) or "nothing was lost",), ours=True),
         *(_Row("", (_ranked_rule(rule),), 20 + n, ours=True) for n, rule in enumerate(found.rules)),
         _Row("", (", ".join(_more(found.more_rules, "rules")),), 20, ours=True),
         *(
@@ -267,10 +267,9 @@ def _ranked_rule(rule: Ranked) -> str:
     return f"{sign} {rule.count:,}{_TIMES} {_safe(rule.name, _MAX_TITLE) or '?'}".strip()
 
 
-def _named(found: Sequence[Ranked], what: str) -> str:
-    """``net 2x, auth_pam 1x stopped working``."""
-    names = [f"{_safe(each.name, _MAX_NAME)} {each.count:,}{_TIMES}" for each in found]
-    return f"{', '.join(names)} {what}" if names else ""
+def _named(found: Sequence[Ranked]) -> str:
+    """``net 2x, auth_pam 1x``."""
+    return ", ".join(f"{_safe(each.name, _MAX_NAME)} {each.count:,}{_TIMES}" for each in found)
 
 
 def _ledger(output: Ledger) -> str:

@@ -105,9 +105,9 @@ class Summaries:
 
     def sent(self, now_s: float) -> None:
         """The destination has taken it."""
+        self._done(now_s)
         self.taken += 1
         log.info("output %s: summary sent", self._output)
-        self._done(now_s)
 
     def failed(self, error: OutputError, now_s: float) -> None:
         """The destination has not taken it: it is tried again later, unless it never will be taken."""
