@@ -8,7 +8,7 @@ and the guard has the last word as it has for ``kwsiem blocks``.
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
@@ -50,11 +50,14 @@ class ChatDesk:
         self._blocks = blocks
         self._status = status
         self._rules = rules
+        self._counts: Counter[tuple[str, str]] = Counter()
         self._changes_s: deque[float] = deque(maxlen=MAX_CHANGES_PER_MIN)
 
     def answer(self, request: ChatRequest) -> ChatAnswer:
         """Do it, or say why not; one line in the audit log either way."""
         error, values = self._done(request)
+        outcome = "refused" if error else "done"
+        self._counts[request.action, outcome] += 1
         audit.info(
             "chat",
             extra={
@@ -66,11 +69,18 @@ class ChatDesk:
                 "rule": clean(request.rule_id, _MAX_ID),
                 "network": clean(request.address, _MAX_NAME),
                 "for_s": request.for_s,
-                "outcome": "refused" if error else "done",
+                "outcome": outcome,
                 "reason": error,
             },
         )
         return ChatAnswer(number=request.number, error=error, values=values)
+
+    def figures(self) -> dict[str, dict[str, int]]:
+        """How many requests there were, by action (a closed set) and outcome (done, refused)."""
+        found: dict[str, dict[str, int]] = {}
+        for (action, outcome), count in self._counts.items():
+            found.setdefault(action, {})[outcome] = count
+        return found
 
     def _done(self, request: ChatRequest) -> tuple[str, dict[str, Any]]:
         if request.user_id not in self._users.get(request.output, ()):

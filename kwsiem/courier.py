@@ -181,7 +181,7 @@ class CourierProcess:
             self._events.append(("output.state", fields))
 
         is_muted = self._chat_state.is_muted if self._chat_state else None
-        route = make_route(settings, output.limits, is_muted)
+        route = make_route(settings, output.limits, is_muted, _Notes(self, settings.name))
         summaries = None
         if self._chat_state:
             summaries = make_summaries(

@@ -309,16 +309,20 @@ def make_route(
     settings: OutputSettings,
     limits: Sequence[tuple[int, float]] = (),
     is_muted: Callable[[str], bool] | None = None,
+    notes: Notes | None = None,
 ) -> Route:
     """Which alerts go to an output, in what form, and how fast.
 
     ``limits`` are those of the destination (``Output.limits``); the settings can only tighten them.
-    ``is_muted`` says of a rule's id whether chats do not get its alerts now; other outputs do.
+    ``is_muted`` says of a rule's id whether chats do not get its alerts now; other outputs do. A message
+    that stands in ``notes`` is closed all the same.
     """
+    edits = isinstance(settings, TelegramSettings) and settings.edit
+    muted = _muted(is_muted, notes if edits else None) if is_muted and type_of(settings) in _MUTABLE else None
     return Route(
         render=make_renderer(settings),
         min_severity=LEVELS[settings.level],
-        wants=_with_mutes(make_filter(settings), is_muted if type_of(settings) in _MUTABLE else None),
+        wants=_but_not(make_filter(settings), muted),
         pace=_pace(settings, limits),
         digest=make_digest,
         digest_over=getattr(settings, "digest_over", settings.rate_per_min),
@@ -400,26 +404,45 @@ def make_filter(settings: OutputSettings) -> Callable[[bytes], bool] | None:
     return wants
 
 
-def _with_mutes(
-    wants: Callable[[bytes], bool] | None, is_muted: Callable[[str], bool] | None
+def _muted(is_muted: Callable[[str], bool], notes: Notes | None) -> Callable[[bytes], bool]:
+    """Whether an alert is kept from a chat; not the close of an incident whose message is there."""
+
+    def muted(data: bytes) -> bool:
+        facts = msgspec.json.decode(data, type=_Facts)
+        if not is_muted(facts.rule.id):
+            return False
+        alert = facts.kwsiem.alert
+        return not (notes and alert.state == "close" and notes.get(alert.incident_id))
+
+    return muted
+
+
+def _but_not(
+    wants: Callable[[bytes], bool] | None, muted: Callable[[bytes], bool] | None
 ) -> Callable[[bytes], bool] | None:
-    if is_muted is None:
+    if muted is None:
         return wants
-
-    def both(data: bytes) -> bool:
-        return not is_muted(msgspec.json.decode(data, type=_Facts).rule.id) and (not wants or wants(data))
-
-    return both
+    return lambda data: not muted(data) and (wants is None or wants(data))
 
 
 class _Rule(msgspec.Struct):
     id: str = ""
 
 
+class _Alert(msgspec.Struct):
+    state: str = ""
+    incident_id: str = ""
+
+
+class _Own(msgspec.Struct):
+    alert: _Alert = msgspec.field(default_factory=_Alert)
+
+
 class _Facts(msgspec.Struct):
     """What filters look at; msgspec passes over the rest of the document without making objects of it."""
 
     rule: _Rule = msgspec.field(default_factory=_Rule)
+    kwsiem: _Own = msgspec.field(default_factory=_Own)
     tags: list[str] = []
 
 

@@ -157,7 +157,7 @@ class ChatOps:
         self.name = settings.name
         self.state = "starting"
         self.last_error = ""
-        self.actions = self.denied = self.stale = self.skipped = self.unsaid = 0
+        self.actions = self.denied = self.stale = self.skipped = self.unsaid = self.errors = 0
         self.stopping = False
         self._bot = Bot(msgspec.structs.replace(settings, timeout_s=POLL_S + settings.timeout_s), token)
         self._users = frozenset(settings.chatops.users)
@@ -219,6 +219,7 @@ class ChatOps:
             "stale": self.stale,
             "skipped": self.skipped,
             "unsaid": self.unsaid,
+            "errors": self.errors,
         }
 
     def close(self) -> None:
@@ -502,6 +503,7 @@ class ChatOps:
 
     def _failed(self, reason: str, now_s: float, least_s: float = 0.0) -> float:
         self._bot.close()
+        self.errors += 1
         wait_s = max(min(2.0**self._failures, BACKOFF_MOST_S), min(least_s, PAUSE_MOST_S))
         self._failures = min(self._failures + 1, 16)
         self._next_s = now_s + wait_s

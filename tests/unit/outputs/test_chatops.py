@@ -82,7 +82,7 @@ class Rig:
         secrets = {"token": TOKEN}
         self.kept = ChatState(self.folder / "chat.json")
         self.output = make_output(self.settings, secrets, notes=self)
-        route = make_route(self.settings, self.output.limits, self.kept.is_muted)
+        route = make_route(self.settings, self.output.limits, self.kept.is_muted, self)
         self.worker = Worker("chat", self.output, self.outbox, route)
         self.chat = make_chatops(
             self.settings, secrets, self, self.ask, lambda kind, fields: self.told.append((kind, fields))
@@ -257,6 +257,31 @@ def test_a_muted_rule_is_filtered_also_after_a_restart_until_its_time_is_over(ri
     monkeypatch.setattr(chatstate, "wall_ns", lambda: later_ns)
     rig.put(make_alert(number=3))
     assert len(rig.texts) == shown + 4
+
+
+def test_the_message_of_a_muted_rule_is_closed_all_the_same_and_silently(rig, make_alert):
+    incident = rig.put(make_alert())
+    rig.press("mute", incident)
+    before = rig.texts
+    rig.put(make_alert(state="update", count=50, level="critical"))
+    rig.put(make_alert(state="close", count=60, level="critical"))
+    rig.put(make_alert(number=1))
+    rig.put(make_alert(number=1, state="close"))
+    assert len(rig.texts) == len(before) and rig.texts[0] != before[0]
+    assert "closed after" in rig.texts[0] and "60 events" in rig.texts[0]
+    assert "Mute the rule 1 h" not in dict(rig.server.shown[0].buttons)
+    ledger = rig.outbox.ledger()["chat"]
+    assert (ledger.delivered, ledger.filtered) == (2, 3) and ledger.balanced
+
+
+def test_requests_are_counted_by_action_and_outcome(rig, make_alert):
+    incident = rig.put(make_alert())
+    rig.press("block1h", incident)
+    rig.press("block1d", rig.put(make_alert(identity={"source.ip": GATEWAY}, fields={"source.ip": GATEWAY})))
+    rig.write("/status")
+    rig.server.write(MALLORY, "/status")
+    rig.step()
+    assert rig.desk.figures() == {"block": {"done": 1, "refused": 1}, "status": {"done": 1}}
 
 
 def test_only_chats_are_muted(make_alert):
