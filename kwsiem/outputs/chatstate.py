@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from kwsiem.clock import NS_PER_S, wall_ns
+from kwsiem.clock import NS_PER_S, monotonic_s, wall_ns
 
 #: No rule is silent for longer, whatever the file or the clock says.
 MUTE_MOST_S: Final = 24 * 3600
@@ -54,6 +54,7 @@ class ChatState:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
+        self._taken_s: dict[str, float] = {}  # when this process took the last update, monotonic
         try:
             with path.open("rb") as file:
                 self._kept = msgspec.json.decode(file.read(_MAX_BYTES), type=_Kept)
@@ -67,13 +68,20 @@ class ChatState:
         """The number of the first update that was not taken yet; 0 when that is not known."""
         with self._lock:
             found = self._kept.offsets.get(output)
-        if found is None or not 0 <= wall_ns() - found.at_ns < OFFSET_S * NS_PER_S:
+            taken_s = self._taken_s.get(output)
+        if found is None:
             return 0
-        return found.next
+        # A clock that is set, forward or back, must not let an update act twice.
+        if taken_s is None:
+            is_known = abs(wall_ns() - found.at_ns) < OFFSET_S * NS_PER_S
+        else:
+            is_known = monotonic_s() - taken_s < OFFSET_S
+        return found.next if is_known else 0
 
     def taken(self, output: str, update_id: int) -> None:
         """Note durably that an update was taken. Raises OSError: then it must not be acted on."""
         self._change(lambda kept: kept.offsets.update({output: _Offset(update_id + 1, wall_ns())}))
+        self._taken_s[output] = monotonic_s()
 
     def mute(self, rule_id: str, for_s: int) -> bool:
         """Silence a rule, for MUTE_MOST_S at most; False when MAX_MUTES are. Raises OSError."""
