@@ -22,6 +22,16 @@ from kwsiem.outputs.worker import Worker
 
 DAILY = SummarySettings(every="day", at="08:00")
 DAY_S, HOUR_S = 86_400, 3600
+HOSTILE = [
+    "<b>x</b>",
+    "a & b &amp; &#60;",
+    "](tg://user?id=1) [x",
+    "\x1b[2J\x1b]0;t\x07",
+    "A" * 5000,
+    "\u202eevil",
+    "`<!channel>`",
+    "\r\nBcc: x@evil.example",
+]
 BERLIN = "CET-1CEST,M3.5.0,M10.5.0/3"
 
 
@@ -91,8 +101,8 @@ def test_each_day_has_one_also_when_the_clocks_are_changed(zone, at, days):
 class Rig:
     """Outbox, output, worker and a clock that is set by hand; the server is real."""
 
-    def __init__(self, folder, patch, settings, secrets, limits=None):
-        self.folder, self.settings, self.secrets = folder, settings, secrets
+    def __init__(self, folder, patch, settings, secrets, host="<gw01>"):
+        self.folder, self.settings, self.secrets, self.host = folder, settings, secrets, host
         self.now_ns, self.now_s = ns("2026-01-02 12:00:00"), 0.0
         patch(summaries, "wall_ns", lambda: self.now_ns)
         patch(chatstate, "wall_ns", lambda: self.now_ns)
@@ -107,7 +117,7 @@ class Rig:
         self.output = make_output(self.settings, self.secrets)
         self.kept = ChatState(self.folder / "chat.json")
         self.summaries = make_summaries(
-            self.settings, "<gw01>", self.outbox.path, self.kept, self.outbox.ledger
+            self.settings, self.host, self.outbox.path, self.kept, self.outbox.ledger
         )
         route = make_route(self.settings, self.output.limits, self.kept.is_muted)
         self.worker = Worker("chat", self.output, self.outbox, route, extras=self.summaries)
@@ -151,8 +161,8 @@ class Rig:
 def begin(tmp_path, monkeypatch):
     rigs = []
 
-    def start(settings, secrets):
-        rigs.append(Rig(tmp_path, monkeypatch.setattr, settings, secrets))
+    def start(settings, secrets, **more):
+        rigs.append(Rig(tmp_path, monkeypatch.setattr, settings, secrets, **more))
         return rigs[-1]
 
     yield start
@@ -403,6 +413,38 @@ def test_in_mail_as_text_and_html_each_recipient_once(begin, make_alert):
     page = mail.get_body(("html",)).get_content()
     assert "&lt;script&gt;" in page and "<script>" not in page
     assert "<script>alert(1)</script>" in mail.get_body(("plain",)).get_content()
+
+
+@pytest.mark.parametrize("word", HOSTILE, ids=lambda word: ascii(word[:8]))
+@pytest.mark.parametrize("kind", ["telegram", "slack", "email"])
+def test_a_hostile_word_is_taken_by_each_server_and_harmless(begin, make_alert, server, word, kind):
+    """As the title of a rule, a source, a host, a probe and the name of an output."""
+    with SlackHook() as hook, SmtpServer() as mail:
+        common = {"name": "chat", "timeout_s": 5.0, "level": "critical", "summary": DAILY}
+        settings = {
+            "telegram": TelegramSettings(url=server.url, chat_id="1000", **common),
+            "slack": SlackSettings(**common),
+            "email": EmailSettings(
+                host="localhost", port=mail.port, security="none", sender="k@gw01.example.net",
+                to=("a@example.net",), **common,
+            ),
+        }[kind]  # fmt: skip
+        rig = begin(settings, {"token": TOKEN, "url": hook.hook} if kind != "email" else {}, host=word)
+        rig.pass_time(1)
+        rig.put(
+            at(rig, 1, make_alert, 1, title=word, rule_id=word, host=word, fields={"source.address": word}),
+            at(rig, 1, make_alert, 2, identity={"probe.name": word}, evidence=[{"kind": "sensor.probe"}]),
+        )
+        rig.until("2026-01-03 08:00:10")
+        assert rig.summaries.stats() == {"taken": 1, "failures": 0, "refused": 0}
+        shown = (
+            texts(server) or [body["text"] for body in hook.bodies] or [m["Subject"] for m, _ in mail.mails]
+        )
+    assert len(shown) == 1 and "DAILY SUMMARY: 2 alerts" in shown[0]
+    assert not set(shown[0]) & set("\x1b\x07\u202e\r")
+    if kind == "telegram":
+        assert rig.output.markup_errors == 0
+        assert {tag for tag, *_ in server.shown[0].entities} <= {"b", "i", "code"}
 
 
 def test_the_markup_is_whole(rig, make_alert):
