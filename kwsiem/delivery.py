@@ -261,20 +261,20 @@ def make_summaries(
         for reached in _count_history(tally, known, first, first_id(until_ns)):  # noqa: B007
             yield None
         reached = max(reached, known.oldest())
-        now = ledgers()
+        accounts = ledgers()
         found = tally.summary(
             every=every,
             host=host,
             since=_local(since_ns),
             until=_local(until_ns),
-            outputs=[_since(name, account, before.get(name, (0, 0, 0))) for name, account in now.items()],
+            outputs=[_since(name, each, before.get(name, (0, 0, 0))) for name, each in accounts.items()],
             knows_before=reached <= first,
             is_partial=reached > first_id(since_ns),
         )
         message = Rendered(f"summary-{host}-{settings.name}-{until_ns // NS_PER_S}", 0, write(found))
-        yield message, {name: (each.delivered, each.dead, each.dropped) for name, each in now.items()}
+        yield message, _settled(accounts)
 
-    return Summaries(settings.name, settings.summary, kept, make)
+    return Summaries(settings.name, settings.summary, kept, make, lambda: _settled(ledgers()))
 
 
 def _count_history(tally: Tally, history: History, first: str, until: str) -> Iterator[str]:
@@ -295,9 +295,13 @@ def _count_history(tally: Tally, history: History, first: str, until: str) -> It
 
 def _since(name: str, account: Account, before: tuple[int, int, int]) -> Ledger:
     """What was added to an account; nothing where a salvage or a second try made it smaller."""
-    now = (account.delivered, account.dead, account.dropped)
+    now = _settled({name: account})[name]
     delivered, dead, dropped = (max(0, new - old) for new, old in zip(now, before, strict=True))
     return Ledger(name, delivered, account.waiting, dead, dropped)
+
+
+def _settled(accounts: Mapping[str, Account]) -> Ledgers:
+    return {name: (each.delivered, each.dead, each.dropped) for name, each in accounts.items()}
 
 
 def _local(ns: int) -> str:

@@ -122,7 +122,10 @@ class History:
     def oldest(self) -> str:
         """The id of the oldest alert that is kept; empty while none was ever removed."""
         with closing(open_to_read(self._path)) as db:
-            seq, first = db.execute("SELECT min(seq), min(id) FROM alerts").fetchone()
+            # Each by its own index: both at once would read the whole table.
+            seq, first = db.execute(
+                "SELECT (SELECT min(seq) FROM alerts), (SELECT min(id) FROM alerts)"
+            ).fetchone()
             return str(first) if seq is not None and seq > 1 else ""
 
     def behind(self, seq: int, wanted: Wanted) -> tuple[list[Entry], int]:

@@ -67,17 +67,26 @@ def latest_due(settings: SummarySettings, now_ns: int) -> int:
 class Summaries:
     """The summaries of one output; for its worker's thread.
 
-    ``make`` is a generator, so that other alerts of the output go out between two portions. ``taken``,
+    ``make`` is a generator, so that alerts of the output go out between two portions; ``ledgers`` gives those
+    of all outputs, where the first summary begins. ``taken``,
     ``failures`` and ``refused`` count for the courier's counters.
     """
 
-    def __init__(self, output: str, settings: SummarySettings, kept: ChatState, make: Make) -> None:
+    def __init__(
+        self,
+        output: str,
+        settings: SummarySettings,
+        kept: ChatState,
+        make: Make,
+        ledgers: Callable[[], Ledgers],
+    ) -> None:
         self.taken = self.failures = self.refused = 0
         self.is_busy = False
         self._output = output
         self._settings = settings
         self._kept = kept
         self._make = make
+        self._ledgers = ledgers
         self._until_ns = 0
         self._work: Iterator[tuple[Rendered, Ledgers] | None] | None = None
         self._ready: tuple[Rendered, Ledgers] | None = None
@@ -146,7 +155,7 @@ class Summaries:
             return None
         last = self._kept.summed_up(self._output)
         if last is None or self._is_from_the_future(last, now_s):
-            self._kept.sum_up(self._output, SummedUp(until_ns))
+            self._kept.sum_up(self._output, SummedUp(until_ns, dict(self._ledgers())))
             return None
         return last if last.until_ns < until_ns else None
 

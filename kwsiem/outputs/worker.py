@@ -259,6 +259,10 @@ class Worker:
             self._extras.failed(error, now_s)
             if error.retryable:
                 raise
+        except Exception as error:
+            # The edge of the stage, as in step; put off, or it would come before all alerts for ever.
+            self._extras.failed(OutputError(f"{type(error).__name__}: {error}"), now_s)
+            raise
         else:
             self._extras.sent(now_s)
         return CHECK_S

@@ -346,6 +346,54 @@ def test_a_note_that_cannot_be_written_does_not_repeat_it(rig, monkeypatch, capl
     monkeypatch.undo()
 
 
+def test_a_fault_of_the_output_holds_up_no_alert(rig, make_alert, monkeypatch, caplog):
+    real = rig.output.send
+
+    def send(batch):
+        if batch[0].id.startswith("summary-"):
+            raise RuntimeError("a bug")
+        real(batch)
+
+    monkeypatch.setattr(rig.output, "send", send)
+    rig.pass_time(21 * HOUR_S, 60)
+    rig.put(at(rig, 0, make_alert, level="critical"))
+    rig.pass_time(120)
+    assert len(rig.server.shown) == 1 and 3 < rig.summaries.failures < 20
+    assert "a bug" in caplog.text
+
+
+def test_the_first_ledger_begins_with_the_first_summary(begin, server, make_alert):
+    settings = TelegramSettings(name="chat", url=server.url, chat_id="1000", timeout_s=5.0, summary=DAILY)
+    rig = begin(settings, {"token": TOKEN})
+    rig.put(at(rig, 1, make_alert, 1))
+    rig.outbox.settle("siem", [1], [], [])
+    rig.pass_time(10)
+    rig.put(at(rig, 0, make_alert, 2))
+    rig.outbox.settle("siem", [2], [], [])
+    rig.until("2026-01-03 08:00:10")
+    assert "output siem: 1 delivered, 0 waiting" in texts(server)[-1]
+
+
+def test_what_the_history_lost_is_said(tmp_path, begin, server, make_alert):
+    settings = TelegramSettings(
+        name="chat", url=server.url, chat_id="1000", timeout_s=5.0, level="critical", summary=DAILY
+    )
+    rig = begin(settings, {"token": TOKEN})
+    rig.pass_time(10)
+    for hours_ago in (3, 2, 1):
+        rig.put(at(rig, hours_ago, make_alert, hours_ago))
+    rig.outbox.settle("siem", [1, 2, 3], [], [])
+    rig.pass_time(5)
+    db = sqlite3.connect(tmp_path / "kwsiem.db")  # as prune does, of what everybody has
+    db.execute("DELETE FROM alerts WHERE seq = 1")
+    db.commit()
+    db.close()
+    rig.until("2026-01-03 08:00:10")
+    assert "DAILY SUMMARY: 2 alerts" in texts(server)[-1]
+    assert "the time before no history of it" in texts(server)[-1]
+    assert "the history does not hold all of this time" in texts(server)[-1]
+
+
 def test_a_history_that_cannot_be_read_is_counted_and_holds_up_no_alert(rig, make_alert, monkeypatch):
     def broken(*_):
         raise sqlite3.OperationalError("disk I/O error")
