@@ -53,7 +53,7 @@ def latest_due(settings: SummarySettings, now_ns: int) -> int:
     """
     now_s = now_ns // NS_PER_S
     hour, minute = settings.at.split(":")
-    today = datetime.fromtimestamp(now_s).replace(hour=int(hour), minute=int(minute), second=0, fold=0)
+    today = datetime.fromtimestamp(now_s).replace(hour=int(hour), minute=int(minute), second=0)
     for days in range(9):
         day = today - timedelta(days=days)
         if settings.every == "week" and _WEEKDAYS[day.weekday()] != settings.weekday:

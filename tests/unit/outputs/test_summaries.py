@@ -101,9 +101,9 @@ def test_each_day_has_one_also_when_the_clocks_are_changed(zone, at, days):
 class Rig:
     """Outbox, output, worker and a clock that is set by hand; the server is real."""
 
-    def __init__(self, folder, patch, settings, secrets, host="<gw01>"):
+    def __init__(self, folder, patch, settings, secrets, host="<gw01>", now="2026-01-02 12:00:00"):
         self.folder, self.settings, self.secrets, self.host = folder, settings, secrets, host
-        self.now_ns, self.now_s = ns("2026-01-02 12:00:00"), 0.0
+        self.now_ns, self.now_s = ns(now), 0.0
         patch(summaries, "wall_ns", lambda: self.now_ns)
         patch(chatstate, "wall_ns", lambda: self.now_ns)
         self.outbox = Outbox(folder / "kwsiem.db", ["chat", "siem"])
@@ -315,6 +315,24 @@ def test_a_clock_that_jumps_to_and_fro_makes_no_storm(rig, jump):
         rig.set_clock("2026-01-03 09:00:00")
         rig.pass_time(60, 10)
     assert len(rig.server.shown) <= 200 * 120 // HOUR_S + 1
+
+
+def test_a_clock_that_runs_a_day_each_minute_makes_no_storm(rig):
+    for _ in range(120):
+        rig.now_ns += DAY_S * NS_PER_S
+        rig.pass_time(60, 10)
+    assert 2 <= len(rig.server.shown) <= 3
+
+
+def test_before_the_clock_was_set_nothing_begins(begin, server):
+    settings = TelegramSettings(name="chat", url=server.url, chat_id="1000", timeout_s=5.0, summary=DAILY)
+    rig = begin(settings, {"token": TOKEN}, now="1970-01-02 12:00:00")
+    rig.pass_time(60)
+    rig.set_clock("2026-01-02 13:00:00")
+    rig.pass_time(HOUR_S, 60)
+    assert not server.shown
+    rig.until("2026-01-03 08:00:10")
+    assert "2026-01-02 08:00" in texts(server)[0]
 
 
 def test_a_clock_that_was_set_back_an_hour_repeats_nothing(rig):
