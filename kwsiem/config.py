@@ -255,6 +255,8 @@ class _Reader:
                 near = difflib.get_close_matches(key, fields, n=1)
                 hint = f", did you mean {near[0]!r}?" if near else f", known: {', '.join(fields)}"
                 self.wrong(here, f"unknown key{hint}")
+            elif fields[key].type is SummarySettings:
+                result[key] = self._summary(here, item)
             elif cls is Settings and key == "outputs":
                 result[key] = self._outputs(here, item)
             elif cls is Settings and key == "blocking":
@@ -263,8 +265,6 @@ class _Reader:
                 result[key] = self._metrics(here, item)
             elif cls is Settings and key == "event_log":
                 result[key] = self._event_log(here, item)
-            elif fields[key].type is SummarySettings:
-                result[key] = self._summary(here, item)
             else:
                 self._convert(here, item, fields[key].type, result)
         for name, field in fields.items():
@@ -316,17 +316,6 @@ class _Reader:
         found = self.checked(path, value, EventLogSettings)
         return EventLogSettings() if len(self._problems) > before else EventLogSettings(**found)
 
-    def _summary(self, path: KeyPath, value: Any) -> SummarySettings:
-        before = len(self._problems)
-        found = self.checked(path, value, SummarySettings)
-        if not _TIME_OF_DAY.match(found.get("at", "00:00")):
-            self.wrong((*path, "at"), f"expected a time of day from 00:00 to 23:59, got {found['at']!r}")
-        if len(self._problems) == before and found and "every" not in found:
-            self.wrong(path, "key 'every' is missing: day or week")
-        elif "weekday" in found and found.get("every") in {"never", "day"}:
-            self.wrong((*path, "weekday"), "is for every: week")
-        return SummarySettings() if len(self._problems) > before else SummarySettings(**found)
-
     def _output(self, path: KeyPath, value: Any) -> OutputSettings | None:
         """One output, read by the struct that its ``type`` names."""
         before = len(self._problems)
@@ -339,6 +328,17 @@ class _Reader:
         rest = {k: v for k, v in value.items() if k != "type"} if isinstance(value, Mapping) else value
         found = self.checked(path, rest, cls)
         return cls(**found) if len(self._problems) == before else None
+
+    def _summary(self, path: KeyPath, value: Any) -> SummarySettings:
+        before = len(self._problems)
+        found = self.checked(path, value, SummarySettings)
+        if not _TIME_OF_DAY.match(found.get("at", "00:00")):
+            self.wrong((*path, "at"), f"expected a time of day from 00:00 to 23:59, got {found['at']!r}")
+        if len(self._problems) == before and found and "every" not in found:
+            self.wrong(path, "key 'every' is missing: day or week")
+        elif "weekday" in found and found.get("every") in {"never", "day"}:
+            self.wrong((*path, "weekday"), "is for every: week")
+        return SummarySettings() if len(self._problems) > before else SummarySettings(**found)
 
     def unique_outputs(self, outputs: tuple[OutputSettings, ...]) -> None:
         """Two outputs cannot share a name, their place in the outbox, nor a bot that people talk to."""
