@@ -312,6 +312,8 @@ class Worker:
                 parcels.append(Parcel((item.seq,), rendered))
             except OutputError as error:
                 dead.append((item.seq, str(error)))
+            except sqlite3.Error:
+                raise  # the outbox, which a filter may ask, is no fault of the alert
             except Exception as error:
                 # A document that cannot be rendered must not hold up all that come after it.
                 log.exception("alert %s cannot be rendered for output %s", item.id, self.name)

@@ -1,6 +1,7 @@
 """ChatOps over real HTTP: from a button of the Bot API server to the guard, the audit log and the answer."""
 
 import json
+import sqlite3
 from types import SimpleNamespace
 
 import msgspec
@@ -272,6 +273,22 @@ def test_the_message_of_a_muted_rule_is_closed_all_the_same_and_silently(rig, ma
     assert "Mute the rule 1 h" not in dict(rig.server.shown[0].buttons)
     ledger = rig.outbox.ledger()["chat"]
     assert (ledger.delivered, ledger.filtered) == (2, 3) and ledger.balanced
+
+
+def test_an_outbox_that_cannot_be_asked_about_a_muted_rule_costs_no_alert(rig, make_alert, monkeypatch):
+    rig.press("mute", rig.put(make_alert()))
+    real = Rig.get
+    faults = [sqlite3.OperationalError("disk I/O error")]
+
+    def get(self, key):
+        if faults and key == make_alert().incident_id:
+            raise faults.pop()
+        return real(self, key)
+
+    monkeypatch.setattr(Rig, "get", get)
+    rig.put(make_alert(state="close", count=60))
+    assert faults == [] and rig.outbox.ledger()["chat"].dead == 0
+    assert "closed after" in rig.texts[0]
 
 
 def test_requests_are_counted_by_action_and_outcome(rig, make_alert):

@@ -2,6 +2,7 @@
 
 import sqlite3
 import time
+from contextlib import nullcontext
 from datetime import datetime, timezone
 
 import msgspec
@@ -224,8 +225,8 @@ def test_a_day_in_telegram(rig, make_alert):
 
 def test_once_a_day_also_over_restarts_and_nothing_is_said_too(rig):
     for day in range(3):
-        for _ in range(24):
-            rig.pass_time(HOUR_S, 60)
+        for _ in range(6):
+            rig.pass_time(4 * HOUR_S, 60)
             rig.start()
         assert len(rig.server.shown) == day + 1
     assert all("nothing happened" in text for text in texts(rig.server))
@@ -485,13 +486,13 @@ def test_in_mail_as_text_and_html_each_recipient_once(begin, make_alert):
 @pytest.mark.parametrize("kind", ["telegram", "slack", "email"])
 def test_a_hostile_word_is_taken_by_each_server_and_harmless(begin, make_alert, server, word, kind):
     """As the title of a rule, a source, a host, a probe and the name of an output."""
-    with SlackHook() as hook, SmtpServer() as mail:
+    with SlackHook() as hook, SmtpServer() if kind == "email" else nullcontext() as mail:
         common = {"name": "chat", "timeout_s": 5.0, "level": "critical", "summary": DAILY}
         settings = {
             "telegram": TelegramSettings(url=server.url, chat_id="1000", **common),
             "slack": SlackSettings(**common),
             "email": EmailSettings(
-                host="localhost", port=mail.port, security="none", sender="k@gw01.example.net",
+                host="localhost", port=mail.port if mail else 0, security="none", sender="k@gw01.example.net",
                 to=("a@example.net",), **common,
             ),
         }[kind]  # fmt: skip
@@ -504,7 +505,9 @@ def test_a_hostile_word_is_taken_by_each_server_and_harmless(begin, make_alert, 
         rig.until("2026-01-03 08:00:10")
         assert rig.summaries.stats() == {"taken": 1, "failures": 0, "refused": 0}
         shown = (
-            texts(server) or [body["text"] for body in hook.bodies] or [m["Subject"] for m, _ in mail.mails]
+            texts(server)
+            or [body["text"] for body in hook.bodies]
+            or [m["Subject"] for m, _ in (mail.mails if mail else [])]
         )
     assert len(shown) == 1 and "DAILY SUMMARY: 2 alerts" in shown[0]
     assert not set(shown[0]) & set("\x1b\x07\u202e\r")
