@@ -562,6 +562,7 @@ class Appliance:
                 "by_mode": Counter(decision.mode for decision in self.blocker.decisions),
                 "firewall_error": bool(blocking["firewall_error"]),
             },
+            "chat": self.chats.figures(),
             "bad_messages": self._bad_messages,
         }
 

@@ -1,14 +1,14 @@
 """What the sensor does for people in a chat: checks who asks, does what needs rights, writes all of it down.
 
 The courier, which reads what Telegram sends, has no rights and may be taken over. So nothing it says is
-trusted: only users of the settings, only single addresses, only two lengths of a block, so many a minute;
-and the guard has the last word as it has for ``kwsiem blocks``.
+trusted: only users of the settings, only single addresses, only two lengths of a block, so many a minute.
+A block is judged by the guard like one of ``kwsiem blocks``; a release is not, it only opens.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
@@ -21,6 +21,8 @@ BLOCK_S: Final = (3600, 86_400)
 MUTE_MOST_S: Final = 86_400
 #: Blocks and unblocks of all chats together: more than a person presses, little for a courier gone bad.
 MAX_CHANGES_PER_MIN: Final = 20
+#: All requests together: what a few people press, and little for a sensor or its log.
+MAX_REQUESTS_PER_MIN: Final = 120
 MAX_SHOWN: Final = 20
 _MAX_NAME: Final = 64
 _MAX_ID: Final = 128
@@ -50,11 +52,21 @@ class ChatDesk:
         self._blocks = blocks
         self._status = status
         self._rules = rules
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._requests_s: deque[float] = deque(maxlen=MAX_REQUESTS_PER_MIN)
+        self._is_flooded = False
         self._changes_s: deque[float] = deque(maxlen=MAX_CHANGES_PER_MIN)
 
     def answer(self, request: ChatRequest) -> ChatAnswer:
-        """Do it, or say why not; one line in the audit log either way."""
+        """Do it, or say why not; one line in the audit log either way, but for what floods it."""
+        if self._floods():
+            self._counts[request.action, "refused"] += 1
+            return ChatAnswer(
+                number=request.number, error=f"more than {MAX_REQUESTS_PER_MIN} requests a minute"
+            )
         error, values = self._done(request)
+        outcome = "refused" if error else "done"
+        self._counts[request.action, outcome] += 1
         audit.info(
             "chat",
             extra={
@@ -66,11 +78,32 @@ class ChatDesk:
                 "rule": clean(request.rule_id, _MAX_ID),
                 "network": clean(request.address, _MAX_NAME),
                 "for_s": request.for_s,
-                "outcome": "refused" if error else "done",
+                "outcome": outcome,
                 "reason": error,
             },
         )
         return ChatAnswer(number=request.number, error=error, values=values)
+
+    def _floods(self) -> bool:
+        """Whether there are too many requests; the first one of them is logged, the others only counted."""
+        now_s = clock.monotonic_s()
+        if len(self._requests_s) < MAX_REQUESTS_PER_MIN or now_s - self._requests_s[0] >= 60.0:
+            self._requests_s.append(now_s)
+            self._is_flooded = False
+            return False
+        if not self._is_flooded:
+            audit.warning(
+                "chat", extra={"outcome": "refused", "reason": "too many requests, now only counted"}
+            )
+        self._is_flooded = True
+        return True
+
+    def figures(self) -> dict[str, dict[str, int]]:
+        """How many requests there were, by action (a closed set) and outcome (done, refused)."""
+        found: dict[str, dict[str, int]] = {}
+        for (action, outcome), count in self._counts.items():
+            found.setdefault(action, {})[outcome] = count
+        return found
 
     def _done(self, request: ChatRequest) -> tuple[str, dict[str, Any]]:
         if request.user_id not in self._users.get(request.output, ()):

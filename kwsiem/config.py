@@ -24,6 +24,7 @@ from kwsiem.output_settings import (
     ConsoleSettings,
     FileSettings,
     OutputSettings,
+    SummarySettings,
     TelegramSettings,
 )
 from kwsiem.yamltree import Node, place_of, read_document
@@ -223,6 +224,7 @@ _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "aggregate": (0, 65_536),
     "collateral": (0, 65_536),
 }
+_TIME_OF_DAY: Final = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]\Z", re.ASCII)
 KeyPath = tuple[Union[str, int], ...]
 
 
@@ -253,6 +255,8 @@ class _Reader:
                 near = difflib.get_close_matches(key, fields, n=1)
                 hint = f", did you mean {near[0]!r}?" if near else f", known: {', '.join(fields)}"
                 self.wrong(here, f"unknown key{hint}")
+            elif fields[key].type is SummarySettings:
+                result[key] = self._summary(here, item)
             elif cls is Settings and key == "outputs":
                 result[key] = self._outputs(here, item)
             elif cls is Settings and key == "blocking":
@@ -324,6 +328,17 @@ class _Reader:
         rest = {k: v for k, v in value.items() if k != "type"} if isinstance(value, Mapping) else value
         found = self.checked(path, rest, cls)
         return cls(**found) if len(self._problems) == before else None
+
+    def _summary(self, path: KeyPath, value: Any) -> SummarySettings:
+        before = len(self._problems)
+        found = self.checked(path, value, SummarySettings)
+        if not _TIME_OF_DAY.match(found.get("at", "00:00")):
+            self.wrong((*path, "at"), f"expected a time of day from 00:00 to 23:59, got {found['at']!r}")
+        if len(self._problems) == before and found and "every" not in found:
+            self.wrong(path, "key 'every' is missing: day or week")
+        elif "weekday" in found and found.get("every") in {"never", "day"}:
+            self.wrong((*path, "weekday"), "is for every: week")
+        return SummarySettings() if len(self._problems) > before else SummarySettings(**found)
 
     def unique_outputs(self, outputs: tuple[OutputSettings, ...]) -> None:
         """Two outputs cannot share a name, their place in the outbox, nor a bot that people talk to."""

@@ -32,7 +32,7 @@ from kwsiem import clock, failpoint, logs, rights
 from kwsiem.alert import raised_ns_of
 from kwsiem.clock import NS_PER_S
 from kwsiem.config import Settings
-from kwsiem.delivery import make_chatops, make_output, make_route
+from kwsiem.delivery import has_summary, make_chatops, make_output, make_route, make_summaries
 from kwsiem.document import document
 from kwsiem.errors import EXIT_CONFIG, ConfigError, LinkError
 from kwsiem.link import Link
@@ -131,7 +131,9 @@ class CourierProcess:
             max_age_s={output.name: output.max_age_s for output in settings.outputs},
             alive=self._say_alive,
         )
-        self._chat_state = ChatState(state / "chat.json") if chats else None
+        has_state = bool(chats) or any(has_summary(output) for output in settings.outputs)
+        self._chat_state = ChatState(state / "chat.json") if has_state else None
+        self._host = received[0].host
         self._threads = [WorkerThread(self._worker(*pair)) for pair in outputs]
         self._start_chats(chats)
         self.sensor.send(Ready(pid=os.getpid()))
@@ -161,7 +163,7 @@ class CourierProcess:
         return found
 
     def _start_chats(self, chats: list[ChatOps]) -> None:
-        if self._chat_state is None:
+        if self._chat_state is None or not chats:
             return
         from kwsiem.outputs.chatops import ChatThread  # noqa: PLC0415 - loaded already where there is one
 
@@ -179,8 +181,13 @@ class CourierProcess:
             self._events.append(("output.state", fields))
 
         is_muted = self._chat_state.is_muted if self._chat_state else None
-        route = make_route(settings, output.limits, is_muted)
-        return Worker(settings.name, output, self.outbox, route, on_state=changed)
+        route = make_route(settings, output.limits, is_muted, _Notes(self, settings.name))
+        summaries = None
+        if self._chat_state:
+            summaries = make_summaries(
+                settings, self._host, self.outbox.path, self._chat_state, self.outbox.ledger
+            )
+        return Worker(settings.name, output, self.outbox, route, extras=summaries, on_state=changed)
 
     def run(self) -> None:
         """Serve until told to stop or until the sensor is gone."""

@@ -8,18 +8,21 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from kwsiem.alert import LEVELS
+from kwsiem.alert import LEVELS, first_id
+from kwsiem.clock import NS_PER_S
 from kwsiem.errors import ConfigError, OutputError
 from kwsiem.formats import chat
 from kwsiem.formats import make as make_format
 from kwsiem.formats.digest import digest
 from kwsiem.formats.fit import fit
+from kwsiem.formats.summary import Ledger, Summary, Tally
 from kwsiem.formats.syslog import (
     MAX_STREAM_BYTES,
     MAX_UDP_BYTES,
@@ -31,6 +34,9 @@ from kwsiem.formats.syslog import (
     local_header,
 )
 from kwsiem.messages import ChatAnswer, ChatRequest
+from kwsiem.outbox import History, Wanted
+from kwsiem.outbox import Ledger as Account
+from kwsiem.outbox.history import PAGE
 from kwsiem.output_settings import (
     DEFAULT_RATES_PER_MIN,
     ConsoleSettings,
@@ -49,7 +55,8 @@ from kwsiem.output_settings import (
     format_of,
     type_of,
 )
-from kwsiem.outputs.base import Notes, Output
+from kwsiem.outputs.base import Notes, Output, Rendered
+from kwsiem.outputs.chatstate import ChatState
 from kwsiem.outputs.connection import Tls
 from kwsiem.outputs.console import ConsoleOutput
 from kwsiem.outputs.datagram import UdpOutput, UnixOutput
@@ -58,6 +65,7 @@ from kwsiem.outputs.gelf import frame_nul, splitter
 from kwsiem.outputs.pace import Pace
 from kwsiem.outputs.relp import RelpOutput
 from kwsiem.outputs.stream import StreamOutput
+from kwsiem.outputs.summaries import Ledgers, Summaries
 from kwsiem.outputs.worker import Route
 from kwsiem.tls import client_context, pinned
 
@@ -87,6 +95,20 @@ _CHATS: Final[Mapping[str, Callable[[Mapping[str, Any]], bytes]]] = {
     "slack": lambda document: msgspec.json.encode(chat.slack(document)),
     "email": _mail,
 }
+
+
+def _summary_mail(found: Summary) -> bytes:
+    subject, text, headers, page = chat.summary_mail(found)
+    return msgspec.json.encode({"subject": subject, "text": text, "headers": headers, "html": page})
+
+
+_SUMMARIES: Final[Mapping[str, Callable[[Summary], bytes]]] = {
+    "telegram": lambda found: chat.summary_telegram(found).encode(),
+    "slack": lambda found: msgspec.json.encode(chat.summary_slack(found)),
+    "email": _summary_mail,
+}
+#: Alerts of the history that a summary looks at, the newest first; beyond that it says so.
+SUMMARY_ALERTS: Final = 200_000
 
 
 def make_output(
@@ -211,20 +233,100 @@ def make_chatops(
     return ChatOps(settings, token, chat_id, notes, ask=ask, tell=tell)
 
 
+def has_summary(settings: OutputSettings) -> bool:
+    """Whether an output gets a daily or weekly summary."""
+    return type_of(settings) in _SUMMARIES and settings.summary.every != "never"  # type: ignore[union-attr]
+
+
+def make_summaries(
+    settings: OutputSettings,
+    host: str,
+    history: Path,
+    kept: ChatState,
+    ledgers: Callable[[], Mapping[str, Account]],
+) -> Summaries | None:
+    """The summaries of an output that has them, else None.
+
+    ``history`` is the file of the outbox, read beside it; ``ledgers`` gives the accounts of all outputs.
+    """
+    if not isinstance(settings, (TelegramSettings, SlackSettings, EmailSettings)) or not has_summary(
+        settings
+    ):
+        return None
+    every, write = settings.summary.every, _SUMMARIES[type_of(settings)]
+
+    def make(since_ns: int, until_ns: int, before: Ledgers) -> Iterator[tuple[Rendered, Ledgers] | None]:
+        tally, known = Tally(since_ns), History(history)
+        first = reached = first_id(2 * since_ns - until_ns)
+        for reached in _count_history(tally, known, first, first_id(until_ns)):  # noqa: B007
+            yield None
+        reached = max(reached, known.oldest())
+        accounts = ledgers()
+        found = tally.summary(
+            every=every,
+            host=host,
+            since=_local(since_ns),
+            until=_local(until_ns),
+            outputs=[_since(name, each, before.get(name, (0, 0, 0))) for name, each in accounts.items()],
+            knows_before=reached <= first,
+            is_partial=reached > first_id(since_ns),
+        )
+        message = Rendered(f"summary-{host}-{settings.name}-{until_ns // NS_PER_S}", 0, write(found))
+        yield message, _settled(accounts)
+
+    return Summaries(settings.name, settings.summary, kept, make, lambda: _settled(ledgers()))
+
+
+def _count_history(tally: Tally, history: History, first: str, until: str) -> Iterator[str]:
+    """Count the alerts from ``first`` on, the newest before ``until`` first; after each page, down to where.
+
+    Each page is a look of its own at the file, so that the outbox can fold its log in between.
+    """
+    for _ in range(0, SUMMARY_ALERTS, PAGE):
+        page = list(history.newest(Wanted(since=first, until=until), PAGE))
+        for entry in page:
+            tally.add(entry.document)
+        if len(page) < PAGE:
+            yield first
+            return
+        until = page[-1].summary.event.id
+        yield until
+
+
+def _since(name: str, account: Account, before: tuple[int, int, int]) -> Ledger:
+    """What was added to an account; nothing where a salvage or a second try made it smaller."""
+    now = _settled({name: account})[name]
+    delivered, dead, dropped = (max(0, new - old) for new, old in zip(now, before, strict=True))
+    return Ledger(name, delivered, account.waiting, dead, dropped)
+
+
+def _settled(accounts: Mapping[str, Account]) -> Ledgers:
+    return {name: (each.delivered, each.dead, each.dropped) for name, each in accounts.items()}
+
+
+def _local(ns: int) -> str:
+    """``2026-01-02 08:00 CET``."""
+    return f"{datetime.fromtimestamp(ns // NS_PER_S).astimezone():%Y-%m-%d %H:%M %Z}"
+
+
 def make_route(
     settings: OutputSettings,
     limits: Sequence[tuple[int, float]] = (),
     is_muted: Callable[[str], bool] | None = None,
+    notes: Notes | None = None,
 ) -> Route:
     """Which alerts go to an output, in what form, and how fast.
 
     ``limits`` are those of the destination (``Output.limits``); the settings can only tighten them.
-    ``is_muted`` says of a rule's id whether chats do not get its alerts now; other outputs do.
+    ``is_muted`` says of a rule's id whether chats do not get its alerts now; other outputs do. A message
+    that stands in ``notes`` is closed all the same.
     """
+    edits = isinstance(settings, TelegramSettings) and settings.edit
+    muted = _muted(is_muted, notes if edits else None) if is_muted and type_of(settings) in _MUTABLE else None
     return Route(
         render=make_renderer(settings),
         min_severity=LEVELS[settings.level],
-        wants=_with_mutes(make_filter(settings), is_muted if type_of(settings) in _MUTABLE else None),
+        wants=_but_not(make_filter(settings), muted),
         pace=_pace(settings, limits),
         digest=make_digest,
         digest_over=getattr(settings, "digest_over", settings.rate_per_min),
@@ -306,26 +408,45 @@ def make_filter(settings: OutputSettings) -> Callable[[bytes], bool] | None:
     return wants
 
 
-def _with_mutes(
-    wants: Callable[[bytes], bool] | None, is_muted: Callable[[str], bool] | None
+def _muted(is_muted: Callable[[str], bool], notes: Notes | None) -> Callable[[bytes], bool]:
+    """Whether an alert is kept from a chat; not the close of an incident whose message is there."""
+
+    def muted(data: bytes) -> bool:
+        facts = msgspec.json.decode(data, type=_Facts)
+        if not is_muted(facts.rule.id):
+            return False
+        alert = facts.kwsiem.alert
+        return not (notes and alert.state == "close" and notes.get(alert.incident_id))
+
+    return muted
+
+
+def _but_not(
+    wants: Callable[[bytes], bool] | None, muted: Callable[[bytes], bool] | None
 ) -> Callable[[bytes], bool] | None:
-    if is_muted is None:
+    if muted is None:
         return wants
-
-    def both(data: bytes) -> bool:
-        return not is_muted(msgspec.json.decode(data, type=_Facts).rule.id) and (not wants or wants(data))
-
-    return both
+    return lambda data: not muted(data) and (wants is None or wants(data))
 
 
 class _Rule(msgspec.Struct):
     id: str = ""
 
 
+class _Alert(msgspec.Struct):
+    state: str = ""
+    incident_id: str = ""
+
+
+class _Own(msgspec.Struct):
+    alert: _Alert = msgspec.field(default_factory=_Alert)
+
+
 class _Facts(msgspec.Struct):
     """What filters look at; msgspec passes over the rest of the document without making objects of it."""
 
     rule: _Rule = msgspec.field(default_factory=_Rule)
+    kwsiem: _Own = msgspec.field(default_factory=_Own)
     tags: list[str] = []
 
 

@@ -28,6 +28,9 @@ PROBE_STATES: Final = (
 )  # fmt: skip
 #: Reasons of ``sensor.lost`` that are no loss: told in another form, or not followed by choice.
 NO_LOSS: Final = ("aggregated", "untracked")
+#: What an output counts of its summaries, and ChatOps of updates beside those it acted on.
+SUMMARY_RESULTS: Final = ("taken", "refused", "failures")
+CHAT_RESULTS: Final = ("denied", "stale", "skipped", "unsaid")
 MAX_SERIES: Final = 3 * MAX_RULES
 _MAX_LABEL: Final = 128
 TEXT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -89,6 +92,17 @@ METRICS: Final[Mapping[str, tuple[str, str]]] = {
     "kwsiem_output_lag_seconds": ("gauge", "Age of the oldest alert that waits for an output, 0 for none."),
     "kwsiem_output_retries_total": ("counter", "Failed tries of an output."),
     "kwsiem_output_replayed_total": ("counter", "Alerts sent again after a reconnect."),
+    "kwsiem_output_summaries_total": (
+        "counter",
+        "Daily or weekly summaries of an output: taken, refused for good, failures (each is tried again).",
+    ),
+    "kwsiem_chat_ready": ("gauge", "1 when the ChatOps of an output reads updates, 0 when it cannot."),
+    "kwsiem_chat_errors_total": ("counter", "Rounds of ChatOps that failed."),
+    "kwsiem_chat_updates_total": (
+        "counter",
+        "Updates that were not acted on (denied, stale, skipped), and answers that were not sent (unsaid).",
+    ),
+    "kwsiem_chat_requests_total": ("counter", "What users asked for in chats, by what became of it."),
     "kwsiem_blocks": ("gauge", "Blocks that stand, by mode: on (in the firewall) or dry-run."),
     "kwsiem_blocking_mode": ("gauge", "1 for the mode that blocking is in."),
     "kwsiem_block_requests_total": ("counter", "What became of requests for blocks, and of blocks."),
@@ -155,6 +169,7 @@ def _samples(figures: Mapping[str, Any], rules: Mapping[str, RuleCounts]) -> Ite
     for rule, counts in rules.items():
         yield from _rule({"rule": rule}, counts)
     yield from _courier(courier)
+    yield from _chats(courier, _map(figures.get("chat")))
     yield from _blocking(_map(figures.get("blocking")))
     yield from _drops(engine, courier, figures)
 
@@ -268,6 +283,21 @@ def _output(output: Mapping[str, Any]) -> Iterator[Sample]:
     yield "kwsiem_output_lag_seconds", labels, _number(output.get("lag_s"))
     yield "kwsiem_output_retries_total", labels, _number(output.get("retries"))
     yield "kwsiem_output_replayed_total", labels, _number(output.get("replayed"))
+    summaries = _map(output.get("summaries"))
+    for result in SUMMARY_RESULTS if summaries else ():
+        yield "kwsiem_output_summaries_total", {**labels, "result": result}, _number(summaries.get(result))
+
+
+def _chats(courier: Mapping[str, Any], requests: Mapping[str, Any]) -> Iterator[Sample]:
+    for chat in _maps(courier.get("chats")):
+        labels = {"output": chat.get("name", "")}
+        yield "kwsiem_chat_ready", labels, chat.get("state") == "ready"
+        yield "kwsiem_chat_errors_total", labels, _number(chat.get("errors"))
+        for result in CHAT_RESULTS:
+            yield "kwsiem_chat_updates_total", {**labels, "result": result}, _number(chat.get(result))
+    for action, outcomes in requests.items():
+        for outcome, count in _map(outcomes).items():
+            yield "kwsiem_chat_requests_total", {"action": action, "outcome": outcome}, _number(count)
 
 
 def _blocking(blocking: Mapping[str, Any]) -> Iterator[Sample]:

@@ -167,6 +167,17 @@ class ChatOpsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     users: tuple[int, ...] = ()
 
 
+class SummarySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A summary of each day or week (a digest in time): at ``at``, local time of the host, 24 h.
+
+    ``weekday`` is for ``every: week``.
+    """
+
+    every: Literal["never", "day", "week"] = "never"
+    at: str = "08:00"
+    weekday: Literal["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"] = "monday"
+
+
 class TelegramSettings(_Http, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="telegram"):
     """A Telegram chat; an incident keeps one message, which is edited as it grows and closes.
 
@@ -186,6 +197,7 @@ class TelegramSettings(_Http, frozen=True, kw_only=True, forbid_unknown_fields=T
     digest_over: int = 5
     timeout_s: float = 15.0
     chatops: ChatOpsSettings = ChatOpsSettings()
+    summary: SummarySettings = SummarySettings()
 
 
 class SlackSettings(_Http, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="slack"):
@@ -195,6 +207,7 @@ class SlackSettings(_Http, frozen=True, kw_only=True, forbid_unknown_fields=True
     url_secret: str = "SLACK_WEBHOOK_URL"  # noqa: S105 - the name of a secret
     digest_over: int = 5
     timeout_s: float = 15.0
+    summary: SummarySettings = SummarySettings()
 
 
 class EmailSettings(_Tls, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="email"):
@@ -210,6 +223,7 @@ class EmailSettings(_Tls, frozen=True, kw_only=True, forbid_unknown_fields=True,
     to: tuple[str, ...] = ()
     digest_over: int = 5
     timeout_s: float = 30.0
+    summary: SummarySettings = SummarySettings()
 
 
 OutputSettings = Union[

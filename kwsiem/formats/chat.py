@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from kwsiem.formats.facts import attack_ids, fact, labels, milliseconds, port, texts, whole
 from kwsiem.formats.fields import ACTIONS
+from kwsiem.formats.summary import Ledger, Ranked, Summary
 from kwsiem.text import clean, without_reordering
 
 #: UTF-16 code units of a Telegram message; the Bot API takes 4096 after parsing the markup.
@@ -35,6 +36,8 @@ _SIGNS: Final[Mapping[str, str]] = {
     "informational": "\N{MEDIUM WHITE CIRCLE}",
 }
 _CLOSED_SIGN: Final = "\N{WHITE HEAVY CHECK MARK}"
+_SUMMARY_SIGN: Final = "\N{BAR CHART}"
+_EVERY: Final[Mapping[str, str]] = {"day": "DAILY SUMMARY", "week": "WEEKLY SUMMARY"}
 _ARROW: Final = " \N{RIGHTWARDS ARROW} "
 _DASH: Final = " \N{EN DASH} "
 _DOT: Final = " \N{MIDDLE DOT} "
@@ -88,15 +91,18 @@ def telegram(document: Mapping[str, Any]) -> str:
 
     It is well-formed whatever the document holds.
     """
-    card = _card(document)
+    return _telegram(_card(document))
 
+
+def _telegram(card: _Card) -> str:
     def write(row: _Row) -> str:
         if row.ours:
             return _joined(row.label and f"<i>{_html(row.label)}</i>", _html(_ARROW.join(row.values)))
         return _joined(_html(row.label), _ARROW.join(f"<code>{_html(value)}</code>" for value in row.values))
 
     head = f"{card.sign} <b>{_html(f'{card.level}: {card.title}')}</b>"
-    foot = f"{_html(card.state)}{_DOT}id <code>{_html(card.id[-_SHORT_ID:])}</code>"
+    short_id = f"{_DOT}id <code>{_html(card.id[-_SHORT_ID:])}</code>" if card.id else ""
+    foot = f"{_html(card.state)}{short_id}"
     room = MAX_TELEGRAM - _units(head) - _units(foot) - 2
     return "\n".join([head, *_fitting(card.rows, write, room), foot])
 
@@ -107,16 +113,19 @@ def slack(document: Mapping[str, Any]) -> dict[str, Any]:
     Text from outside can neither mention anybody nor make a link; ``verbatim`` keeps Slack from linking
     bare addresses.
     """
-    card = _card(document)
+    ends = [end for side in ("source", "destination") if (end := _end(document, side))]
+    return _slack(_card(document), ends)
 
+
+def _slack(card: _Card, ends: list[str]) -> dict[str, Any]:
     def write(row: _Row) -> str:
         if row.ours:
             return _joined(row.label and f"_{_mrkdwn(row.label)}_", _mrkdwn(_ARROW.join(row.values)))
         return _joined(_mrkdwn(row.label), _ARROW.join(f"`{_mrkdwn(value)}`" for value in row.values))
 
-    ends = [end for side in ("source", "destination") if (end := _end(document, side))]
     line = _joined(card.subject, f"({card.state})" if card.state else "", _ARROW.join(ends))
     body = "\n".join(_fitting(card.rows, write, MAX_SLACK_SECTION)) or _mrkdwn(card.subject)
+    foot = _mrkdwn(card.state) + (f"{_DOT}id `{_mrkdwn(card.id)}`" if card.id else "") or "-"
     header = clean(f"{card.sign} {card.level}: {card.title}".translate(_LOOKALIKES), MAX_SLACK_HEADER // 2)
     return {
         "text": _mrkdwn(clean(_WEB.sub("hxxp", line), _MAX_SLACK_LINE)),
@@ -128,7 +137,7 @@ def slack(document: Mapping[str, Any]) -> dict[str, Any]:
                 "elements": [
                     {
                         "type": "mrkdwn",
-                        "text": f"{_mrkdwn(card.state)}{_DOT}id `{_mrkdwn(card.id)}`",
+                        "text": foot,
                         "verbatim": True,
                     }
                 ],
@@ -149,12 +158,6 @@ def mail(document: Mapping[str, Any]) -> tuple[str, str, dict[str, str]]:
     card = _card(document)
     again = "Re: " if fact(document, "kwsiem.alert.state") in ("update", "close") else ""
     rows = [*card.rows, _Row("id", (card.id,)), _Row("incident", (card.incident_id,))]
-    width = max(len(row.label) for row in rows) + 2
-    lines = [f"{card.level}: {card.title}", card.state, ""]
-    for row in rows:
-        label = f"{row.label}:" if row.label[:1].isalpha() else row.label
-        text = _ARROW.join(row.values)
-        lines.append(f"{label:<{width}}{text if row.ours else _WEB.sub('hxxp', text)}".rstrip())
     headers = {
         "Auto-Submitted": "auto-generated",
         "X-Kwsiem-Alert": card.id,
@@ -167,8 +170,112 @@ def mail(document: Mapping[str, Any]) -> tuple[str, str, dict[str, str]]:
         headers["Importance"] = "high"
     return (
         again + clean(f"[kwsiem] {card.subject}", MAX_SUBJECT - len("Re: ")),
-        "\n".join(lines) + "\n",
+        _plain_text(card, rows),
         headers,
+    )
+
+
+def _plain_text(card: _Card, rows: list[_Row]) -> str:
+    width = max(len(row.label) for row in rows) + 2
+    lines = [f"{card.level}: {card.title}", card.state, ""]
+    for row in rows:
+        label = f"{row.label}:" if row.label[:1].isalpha() else row.label
+        text = _ARROW.join(row.values)
+        lines.append(f"{label:<{width}}{text if row.ours else _WEB.sub('hxxp', text)}".rstrip())
+    return "\n".join(lines) + "\n"
+
+
+# summaries ----------------------------------------------------------------------------------------------
+
+
+def summary_telegram(found: Summary) -> str:
+    """A summary in Telegram's HTML, at most MAX_TELEGRAM UTF-16 code units."""
+    return _telegram(_summary_card(found))
+
+
+def summary_slack(found: Summary) -> dict[str, Any]:
+    """A summary as the JSON body for an incoming webhook."""
+    return _slack(_summary_card(found), [])
+
+
+def summary_mail(found: Summary) -> tuple[str, str, dict[str, str], str]:
+    """Subject, plain text, headers and HTML of a summary; the HTML loads nothing and links nowhere."""
+    card = _summary_card(found)
+    headers = {"Auto-Submitted": "auto-generated", "X-Kwsiem-Summary": found.every}
+    subject = clean(f"[kwsiem] {card.subject}", MAX_SUBJECT)
+    return subject, _plain_text(card, card.rows), headers, _page(card)
+
+
+def _page(card: _Card) -> str:
+    lines = []
+    for row in card.rows:
+        text = _ARROW.join(row.values)
+        value = _html(text if row.ours else _WEB.sub("hxxp", text))
+        lines.append(
+            f'<tr><th align="left" valign="top">{_html(row.label)}</th>'
+            f"<td>{value if row.ours else f'<code>{value}</code>'}</td></tr>"
+        )
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><body>\n<h2>{_html(f"{card.level}: {card.title}")}</h2>\n'
+        f"<p>{_html(card.state)}</p>\n<table>\n" + "\n".join(lines) + "\n</table>\n</body></html>\n"
+    )
+
+
+def _summary_card(found: Summary) -> _Card:
+    return _Card(
+        sign=_SUMMARY_SIGN,
+        level=_EVERY.get(found.every, "SUMMARY"),
+        title=_plural(found.alerts, "alert") if found.alerts else "nothing happened",
+        state=f"{found.since}{_DASH}{found.until}",
+        rows=_summary_rows(found),
+        id="",
+        incident_id="",
+        host=_safe(found.host, _MAX_NAME),
+        is_digest=False,
+    )
+
+
+def _summary_rows(found: Summary) -> list[_Row]:
+    """What happened, the most important first; what kwsiem says about itself is never left out."""
+    before = "no history of it" if found.before is None else _plural(found.before, "alert")
+    levels = [
+        f"{_SIGNS[level]} {count:,} {level}" + (f" ({earlier:,})" if found.before is not None else "")
+        for level, count, earlier in found.levels
+    ]
+    rows = [
+        _Row("host", (_safe(found.host, _MAX_TITLE),)),
+        _Row("the time before", (before,), ours=True),
+        _Row("levels" if found.before is None else "levels (before)", (", ".join(levels),), ours=True),
+        _Row("blocks", (f"{found.asked:,} asked for, {found.blocked:,} made",), ours=True),
+        _Row("probes that stopped", (_named(found.probes) or "none",), ours=True),
+        _Row("lost something", (_named(found.lost) or "nothing was lost",), ours=True),
+        *(_Row("", (_ranked_rule(rule),), 20 + n, ours=True) for n, rule in enumerate(found.rules)),
+        _Row("", (", ".join(_more(found.more_rules, "rules")),), 20, ours=True),
+        *(
+            _Row(f"{each.count:,}{_TIMES}", (_safe(each.name, _MAX_NAME) or "?",), 50 + n)
+            for n, each in enumerate(found.sources)
+        ),
+        _Row("", (", ".join(_more(found.more_sources, "sources")),), 50, ours=True),
+        *(_Row("output", (_ledger(each),), 10 + n, ours=True) for n, each in enumerate(found.outputs)),
+        _Row("", ("the history does not hold all of this time" if found.is_partial else "",), ours=True),
+    ]
+    return [row for row in rows if any(row.values)]
+
+
+def _ranked_rule(rule: Ranked) -> str:
+    sign = _SIGNS.get(rule.level, "")
+    return f"{sign} {rule.count:,}{_TIMES} {_safe(rule.name, _MAX_TITLE) or '?'}".strip()
+
+
+def _named(found: Sequence[Ranked]) -> str:
+    """``net 2x, auth_pam 1x``."""
+    return ", ".join(f"{_safe(each.name, _MAX_NAME)} {each.count:,}{_TIMES}" for each in found)
+
+
+def _ledger(output: Ledger) -> str:
+    return (
+        f"{_safe(output.name, _MAX_NAME)}: {output.delivered:,} delivered, {output.waiting:,} waiting,"
+        f" {output.dead:,} dead, {output.dropped:,} dropped"
     )
 
 

@@ -119,6 +119,15 @@ class History:
         with closing(open_to_read(self._path)) as db:
             return tables.totals_of(db).head
 
+    def oldest(self) -> str:
+        """The id of the oldest alert that is kept; empty while none was ever removed."""
+        with closing(open_to_read(self._path)) as db:
+            # Each by its own index: both at once would read the whole table.
+            seq, first = db.execute(
+                "SELECT (SELECT min(seq) FROM alerts), (SELECT min(id) FROM alerts)"
+            ).fetchone()
+            return str(first) if seq is not None and seq > 1 else ""
+
     def behind(self, seq: int, wanted: Wanted) -> tuple[list[Entry], int]:
         """Alerts behind a number in the order they came, at most PAGE rows; and how far was read."""
         query = "SELECT seq, severity, frame FROM alerts WHERE seq > ? ORDER BY seq LIMIT ?"

@@ -105,6 +105,8 @@ class _Message(msgspec.Struct):
     date: int = 0
     sender: _User | None = msgspec.field(default=None, name="from")
     text: str = ""
+    #: Telegram's own word, in the old group, that it is a supergroup now.
+    migrate_to_chat_id: int = 0
 
 
 class _Query(msgspec.Struct):
@@ -157,7 +159,7 @@ class ChatOps:
         self.name = settings.name
         self.state = "starting"
         self.last_error = ""
-        self.actions = self.denied = self.stale = self.skipped = self.unsaid = 0
+        self.actions = self.denied = self.stale = self.skipped = self.unsaid = self.errors = 0
         self.stopping = False
         self._bot = Bot(msgspec.structs.replace(settings, timeout_s=POLL_S + settings.timeout_s), token)
         self._users = frozenset(settings.chatops.users)
@@ -219,6 +221,7 @@ class ChatOps:
             "stale": self.stale,
             "skipped": self.skipped,
             "unsaid": self.unsaid,
+            "errors": self.errors,
         }
 
     def close(self) -> None:
@@ -277,6 +280,8 @@ class ChatOps:
                 self._press(update.callback_query)
             elif update.message:
                 self._read(update.message)
+            else:
+                self.skipped += 1
         except (OutputError, OSError, sqlite3.Error):
             raise
         except Exception:
@@ -315,6 +320,10 @@ class ChatOps:
     def _read(self, message: _Message) -> None:
         text = message.text[:_MAX_COMMAND]
         ours = str(message.chat.id) == self._chat()
+        if ours and message.migrate_to_chat_id:
+            log.warning("output %s: the group became a supergroup with a new id", self.name)
+            self._notes.set(moved_key(self._configured_chat), str(message.migrate_to_chat_id))
+            return
         if ours and not text.startswith("/"):
             return  # people talk
         found = _COMMAND.match(text)
@@ -365,7 +374,10 @@ class ChatOps:
     # -- buttons -------------------------------------------------------------------------------------
 
     def _press(self, query: _Query) -> None:
-        if query.message is None or not self._may(query.sender, query.message.chat):
+        if query.message is None:  # of no chat that we know
+            self.skipped += 1
+            return
+        if not self._may(query.sender, query.message.chat):
             return
         message_id = query.message.message_id
         found = _BUTTON.match(query.data)
@@ -502,6 +514,7 @@ class ChatOps:
 
     def _failed(self, reason: str, now_s: float, least_s: float = 0.0) -> float:
         self._bot.close()
+        self.errors += 1
         wait_s = max(min(2.0**self._failures, BACKOFF_MOST_S), min(least_s, PAUSE_MOST_S))
         self._failures = min(self._failures + 1, 16)
         self._next_s = now_s + wait_s

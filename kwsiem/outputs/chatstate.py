@@ -1,4 +1,4 @@
-"""What ChatOps must not forget: which updates were taken, and which rules are silent in chats until when.
+"""What outputs for people must not forget: updates taken, rules that are silent until when, summaries sent.
 
 One small JSON file, written anew and synced at each change, so that it is whole at any moment.
 """
@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from kwsiem.clock import NS_PER_S, wall_ns
+from kwsiem.clock import NS_PER_S, monotonic_s, wall_ns
 
 #: No rule is silent for longer, whatever the file or the clock says.
 MUTE_MOST_S: Final = 24 * 3600
@@ -32,9 +32,20 @@ class _Offset(msgspec.Struct):
     at_ns: int
 
 
+class SummedUp(msgspec.Struct):
+    """Where an output's last summary ended (ns since 1970), and the ledgers of all outputs then.
+
+    A ledger is (delivered, dead, dropped).
+    """
+
+    until_ns: int
+    ledgers: dict[str, tuple[int, int, int]] = {}
+
+
 class _Kept(msgspec.Struct):
     offsets: dict[str, _Offset] = {}
     mutes: dict[str, int] = {}
+    summaries: dict[str, SummedUp] = {}
 
 
 class ChatState:
@@ -43,26 +54,34 @@ class ChatState:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
+        self._taken_s: dict[str, float] = {}  # when this process took the last update, monotonic
         try:
             with path.open("rb") as file:
                 self._kept = msgspec.json.decode(file.read(_MAX_BYTES), type=_Kept)
         except FileNotFoundError:
             self._kept = _Kept()
         except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            log.error("state of ChatOps cannot be read, all rules speak", extra={"error": str(error)})
+            log.error("state of chats cannot be read, all rules speak", extra={"error": str(error)})
             self._kept = _Kept()
 
     def offset(self, output: str) -> int:
         """The number of the first update that was not taken yet; 0 when that is not known."""
         with self._lock:
             found = self._kept.offsets.get(output)
-        if found is None or not 0 <= wall_ns() - found.at_ns < OFFSET_S * NS_PER_S:
+            taken_s = self._taken_s.get(output)
+        if found is None:
             return 0
-        return found.next
+        # A clock that is set, forward or back, must not let an update act twice.
+        if taken_s is None:
+            is_known = abs(wall_ns() - found.at_ns) < OFFSET_S * NS_PER_S
+        else:
+            is_known = monotonic_s() - taken_s < OFFSET_S
+        return found.next if is_known else 0
 
     def taken(self, output: str, update_id: int) -> None:
         """Note durably that an update was taken. Raises OSError: then it must not be acted on."""
         self._change(lambda kept: kept.offsets.update({output: _Offset(update_id + 1, wall_ns())}))
+        self._taken_s[output] = monotonic_s()
 
     def mute(self, rule_id: str, for_s: int) -> bool:
         """Silence a rule, for MUTE_MOST_S at most; False when MAX_MUTES are. Raises OSError."""
@@ -95,10 +114,19 @@ class ChatState:
         """Whether a rule's alerts are kept from chats."""
         return bool(self._kept.mutes) and rule_id in self.mutes()
 
+    def summed_up(self, output: str) -> SummedUp | None:
+        """What is known of the last summary of an output."""
+        with self._lock:
+            return self._kept.summaries.get(output)
+
+    def sum_up(self, output: str, last: SummedUp) -> None:
+        """Note durably that an output has its summary. Raises OSError."""
+        self._change(lambda kept: kept.summaries.update({output: last}))
+
     def _change(self, change: Callable[[_Kept], object]) -> None:
         """Change and write; when the file cannot be written, nothing has changed."""
         with self._lock:
-            kept = _Kept(dict(self._kept.offsets), dict(self._kept.mutes))
+            kept = _Kept(dict(self._kept.offsets), dict(self._kept.mutes), dict(self._kept.summaries))
             change(kept)
             _write(self._path, msgspec.json.encode(kept))
             self._kept = kept

@@ -29,6 +29,8 @@ log = logging.getLogger("kwsiem.outputs")
 
 PORTS: Final = {"starttls": 587, "tls": 465, "none": 25}
 MAX_RECIPIENTS: Final = 50
+#: Mails that some recipients have and others are to be tried again: a summary and what waits beside it.
+MAX_LEFT: Final = 100
 #: What an operator must mend (password, sender, certificate) is tried again after this.
 MISCONFIGURED_S: Final = 60.0
 _ADDRESS: Final = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9.-]{1,255}\Z", re.ASCII)
@@ -39,11 +41,12 @@ _TOO_LARGE: Final = 552
 
 
 class Mail(msgspec.Struct, frozen=True):
-    """One mail as its format makes it."""
+    """One mail as its format makes it; ``html`` says the same as ``text``, or nothing."""
 
     subject: str
     text: str
     headers: dict[str, str]
+    html: str = ""
 
 
 class _Fates(msgspec.Struct):
@@ -88,12 +91,11 @@ class MailOutput(BaseOutput):
         self._domain = settings.sender.rpartition("@")[2]
         self._notes = notes or PassingNotes()
         self._is_known = False
-        # Recipients of an alert that are to be tried again, and whether others have it already.
-        self._left_of = ""
-        self._left: tuple[str, ...] = ()
-        self._was_taken = False
+        # By id: recipients that are to be tried again, and whether others have it already.
+        self._left: dict[str, tuple[tuple[str, ...], bool]] = {}
         self.refused_recipients = 0
-        self._message("test", Mail("ü", "ü\n", {}), ()).as_bytes()  # loads codecs that are imported late
+        # loads codecs that are imported late
+        self._message("test", Mail("ü", "ü\n", {}, "<p>ü</p>"), ()).as_bytes()
 
     def open(self) -> None:
         """Log in once, so that a wrong password shows before the first alert."""
@@ -129,19 +131,20 @@ class MailOutput(BaseOutput):
         root = self._notes.get(incident) if incident else None
         thread = (root,) if root and root != message_id else ()
         message = self._message(message_id, mail, thread)
-        recipients = self._left if self._left_of == alert.id else self._settings.to
-        was_taken = self._left_of == alert.id and self._was_taken
+        recipients, was_taken = self._left.get(alert.id, (self._settings.to, False))
         fates = session.deliver(self._settings.sender, recipients, message.as_bytes())
         if fates.taken and incident and not root:
             self._notes.set(incident, message_id)
         self._note_refusals(fates)
+        self._left.pop(alert.id, None)
         was_taken = was_taken or bool(fates.taken)
         if fates.later:
-            self._left_of, self._left, self._was_taken = alert.id, tuple(fates.later), was_taken
+            self._left[alert.id] = tuple(fates.later), was_taken
+            if len(self._left) > MAX_LEFT:
+                del self._left[next(iter(self._left))]
             raise OutputError(f"{self._where}: {fates.words(fates.later)}")
         if not was_taken:
             raise OutputError(f"{self._where}: {fates.words(fates.never)}", retryable=False)
-        self._left_of = ""
         self.answer = f"accepted {message_id}"
 
     def _note_refusals(self, fates: _Fates) -> None:
@@ -163,6 +166,8 @@ class MailOutput(BaseOutput):
         for name, value in mail.headers.items():
             message[name] = clean(value, _MAX_WORDS)
         message.set_content(mail.text, cte="quoted-printable")
+        if mail.html:
+            message.add_alternative(mail.html, subtype="html", cte="quoted-printable")
         return message
 
     @contextlib.contextmanager

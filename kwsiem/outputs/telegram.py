@@ -168,7 +168,8 @@ class TelegramOutput(BaseOutput):
         if sent and (sent.alert_id == alert.id or _is_older(alert.id, sent.alert_id)):
             return  # the message shows this, or a later state with a greater count
         is_silent = alert.severity < self._silent_below
-        is_raised = sent is not None and alert.severity > sent.severity and not is_silent
+        is_open = facts.kwsiem.alert.state != "close"  # an end is no alarm
+        is_raised = sent is not None and alert.severity > sent.severity and is_open and not is_silent
         note = Sent(
             self._chat, 0, alert.id, max(alert.severity, sent.severity if sent else 0),
             facts.rule.id, facts.address, facts.kwsiem.alert.state,

@@ -49,7 +49,10 @@ class Reply(msgspec.Struct):
 
 
 class UndecodableError(OutputError):
-    """The answer is no JSON of the Bot API, or larger than what is read; ``body`` is its beginning."""
+    """The answer is no JSON of the Bot API, or larger than what is read.
+
+    ``body`` is its beginning, empty when the status says that it is an error.
+    """
 
     def __init__(self, error: OutputError, body: bytes) -> None:
         super().__init__(str(error), retry_after_s=error.retry_after_s)
@@ -80,7 +83,7 @@ class Bot:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             said = _HINTS.get(answer.status, "no answer of a Bot API")
             error = self.client.error(answer, said, misconfigured=answer.status < 500)
-            raise UndecodableError(error, answer.body) from None
+            raise UndecodableError(error, answer.body if answer.ok else b"") from None
         code = reply.error_code or answer.status
         if reply.ok or code == 400:
             return answer, reply

@@ -36,6 +36,8 @@ RETRY_AFTER_MOST_S: Final = 3600.0
 STABLE_S: Final = 5.0
 #: How often an idle output is asked whether its destination is still there.
 CHECK_S: Final = 1.0
+#: Between two portions of work on a summary: others get the processor.
+PORTION_S: Final = 0.01
 #: The most alerts in one digest.
 DIGEST_ALERTS: Final = 1000
 _MAX_REASON: Final = 256
@@ -91,6 +93,24 @@ class Source(Protocol):
         """Alerts behind ``after`` that were settled, oldest first."""
 
 
+class Extras(Protocol):
+    """Messages of an output that are no alerts (outputs.summaries)."""
+
+    is_busy: bool
+
+    def due(self, now_s: float) -> Rendered | None:
+        """What is to be sent now; a portion of work each call, more at once while ``is_busy``."""
+
+    def sent(self, now_s: float) -> None:
+        """The destination has taken it."""
+
+    def failed(self, error: OutputError, now_s: float) -> None:
+        """The destination has not taken it."""
+
+    def stats(self) -> dict[str, int]:
+        """For the courier's counters."""
+
+
 class Parcel(msgspec.Struct, frozen=True):
     """One message, and the sequence numbers of the alerts in it (several in a digest)."""
 
@@ -117,7 +137,8 @@ class Route(msgspec.Struct, frozen=True):
 class Worker:
     """Carries alerts from the outbox to one output.
 
-    ``on_state`` is called with (state, previous state, reason) when the state changes.
+    ``on_state`` is called with (state, previous state, reason) when the state changes. ``extras`` are sent
+    between alerts; one that the destination does not take holds up no alert.
     """
 
     def __init__(
@@ -127,6 +148,7 @@ class Worker:
         source: Source,
         route: Route,
         *,
+        extras: Extras | None = None,
         on_state: Callable[[str, str, str], None] = lambda *_: None,
         random_source: random.Random | None = None,
     ) -> None:
@@ -140,6 +162,7 @@ class Worker:
         self._output = output
         self._source = source
         self._route = route
+        self._extras = extras
         self._on_state = on_state
         self._random = random_source or random.Random()  # noqa: S311 jitter is no secret
         self._is_open = False
@@ -158,7 +181,8 @@ class Worker:
             return self._next_try_s - now_s
         try:
             self._ensure_open(now_s)
-            wait_s = 0.0 if self._replay() else self._forward(now_s)
+            most_s = self._extra(now_s)
+            wait_s = 0.0 if self._replay() else min(most_s, self._forward(now_s))
         except OutputError as error:
             return self._failed(str(error), now_s, error.retry_after_s or 0.0)
         except sqlite3.Error as error:
@@ -175,6 +199,7 @@ class Worker:
 
     def stats(self) -> dict[str, Any]:
         """State and last error, for the courier's counters."""
+        extras = {"summaries": self._extras.stats()} if self._extras else {}
         return {
             "state": self.state,
             "since": iso(self.since_ns),
@@ -183,6 +208,7 @@ class Worker:
             "replayed": self.replayed,
             "digested": self.digested,
             "label": self._output.label,
+            **extras,
         }
 
     def close(self) -> None:
@@ -216,6 +242,30 @@ class Worker:
         self.replayed += len(parcels)
         self._replay_after = batch[-1].seq
         return True
+
+    def _extra(self, now_s: float) -> float:
+        """Send a message that is no alert, when one is due; gives the longest time until the next round."""
+        message = self._extras.due(now_s) if self._extras else None
+        if self._extras is None or message is None:
+            return PORTION_S if self._extras and self._extras.is_busy else CHECK_S
+        pace = self._route.pace
+        if pace and not pace.free(now_s):
+            return CHECK_S
+        if pace:
+            pace.take(1, now_s)
+        try:
+            self._output.send([message])
+        except OutputError as error:
+            self._extras.failed(error, now_s)
+            if error.retryable:
+                raise
+        except Exception as error:
+            # The edge of the stage, as in step; put off, or it would come before all alerts for ever.
+            self._extras.failed(OutputError(f"{type(error).__name__}: {error}"), now_s)
+            raise
+        else:
+            self._extras.sent(now_s)
+        return CHECK_S
 
     def _forward(self, now_s: float) -> float:
         """Send what waits, as far as the pace allows; gives the seconds until the next round."""
@@ -262,6 +312,8 @@ class Worker:
                 parcels.append(Parcel((item.seq,), rendered))
             except OutputError as error:
                 dead.append((item.seq, str(error)))
+            except sqlite3.Error:
+                raise  # the outbox, which a filter may ask, is no fault of the alert
             except Exception as error:
                 # A document that cannot be rendered must not hold up all that come after it.
                 log.exception("alert %s cannot be rendered for output %s", item.id, self.name)

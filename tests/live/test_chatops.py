@@ -11,6 +11,8 @@ from appliance import RunningAppliance
 from lab import Lab, wait_until
 from peers.telegram_api import TOKEN, TelegramApi
 
+from kwsiem.clock import wall_ns
+
 pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
 CHAT, ALICE, MALLORY = 1000, 77, 666
 RULES = """version: 1
@@ -59,8 +61,12 @@ def test_a_button_reaches_the_guard_once_and_a_stranger_reaches_nobody(lab, serv
     (tmp_path / "env").chmod(0o600)
     outputs = (
         f"  - {{name: tg, type: telegram, url: '{server.url}', chat_id: '{CHAT}', level: high,"
-        f" chatops: {{users: [{ALICE}]}}}}\n"
+        f" summary: {{every: day, at: '00:00'}}, chatops: {{users: [{ALICE}]}}}}\n"
     )
+    # The last summary was days ago: one comes at the start, for all of them, and none after the kill.
+    (tmp_path / "state").mkdir(exist_ok=True)
+    ago_ns = wall_ns() - 3 * 86_400 * 10**9
+    (tmp_path / "state" / "chat.json").write_text(json.dumps({"summaries": {"tg": {"until_ns": ago_ns}}}))
     settings = f"env_file: {tmp_path}/env\n"
 
     def says(words: str) -> bool:
@@ -73,8 +79,8 @@ def test_a_button_reaches_the_guard_once_and_a_stranger_reaches_nobody(lab, serv
             with lab.inside("peer"), contextlib.suppress(OSError):
                 socket.create_connection((lab.ip4("host"), port), timeout=5).close()
         appliance.wait_alert("scan")
-        wait_until(lambda: server.shown, 10, "the message of the incident")
-        buttons = dict(server.shown[0].buttons)
+        wait_until(lambda: any(m.buttons for m in server.shown), 10, "the message of the incident")
+        buttons = dict(next(m.buttons for m in server.shown if m.buttons))
         source = lab.ip4("peer")
         pressed = server.press({"id": ALICE, "is_bot": False, "first_name": "<b>&]("}, buttons["Block 1 h"])
         wait_until(lambda: says(f"{source} would be (dry run) blocked for 1 h, by <b>&]("), 10, "the answer")
@@ -90,5 +96,6 @@ def test_a_button_reaches_the_guard_once_and_a_stranger_reaches_nobody(lab, serv
             ("block", ALICE), ("mute", ALICE), ("status", ALICE)
         ]  # fmt: skip
         assert list(appliance.status()["courier"]["mutes"]) == ["scan"]
+        assert sum("DAILY SUMMARY" in message.text for message in server.shown) == 1
         assert TOKEN not in appliance.log.read_text()
     assert appliance.process.returncode == 0

@@ -1,7 +1,7 @@
 """A Telegram Bot API server for tests, as strict as the documentation (Bot API 10.1).
 
 It knows sendMessage, editMessageText, getMe, getUpdates and answerCallbackQuery; parses HTML by a parser of
-its own; keeps the limits, and counts every request that comes earlier than ``retry_after`` allowed. A person
+its own, stricter than Telegram's; keeps the limits, and counts every request that comes earlier than ``retry_after`` allowed. A person
 writes with :meth:`TelegramApi.write` and presses a button with :meth:`TelegramApi.press`.
 """
 
@@ -296,14 +296,16 @@ def _buttons(given: dict[str, Any]) -> list[tuple[str, str]]:
     found = [(button["text"], button["callback_data"]) for row in rows for button in row]
     if not all(1 <= len(data.encode()) <= 64 for _, data in found):
         raise Refused(400, "Bad Request: BUTTON_DATA_INVALID")
+    if not all(text.strip() and len(text) <= 64 for text, _ in found) or not all(rows) or len(found) > 100:
+        raise Refused(400, "Bad Request: can't parse inline keyboard button: Text buttons are not allowed")
     return found
 
 
 def parse_html(text: str) -> tuple[str, list[tuple[str, int, int]]]:
     """Plain text, and (tag, begin, end) of each entity; ValueError for whatever the documentation forbids.
 
-    A tag not in the list, one that is not closed or closed in the wrong order, an attribute, a bare ``<``,
-    ``>`` or ``&``, an entity that is neither one of four names nor a number.
+    A tag not in the list, one that is not closed or closed in the wrong order, one within ``code`` or ``pre``, an
+    attribute, a bare ``<``, ``>`` or ``&``, an entity that is neither one of four names nor a number.
     """
     plain: list[str] = []
     entities: list[tuple[str, int, int]] = []
@@ -316,6 +318,8 @@ def parse_html(text: str) -> tuple[str, list[tuple[str, int, int]]]:
             if not found or found[2] not in _TAGS:
                 raise ValueError(f"unsupported start tag at offset {at}: {text[at : at + 20]!r}")
             if not found[1]:
+                if open_tags and open_tags[-1][0] in {"code", "pre"}:
+                    raise ValueError(f"an entity within {open_tags[-1][0]} at offset {at}")
                 open_tags.append((found[2], len(plain)))
             elif not open_tags or open_tags[-1][0] != found[2]:
                 raise ValueError(f"unexpected end tag at offset {at}")

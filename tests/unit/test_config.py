@@ -119,6 +119,43 @@ def test_users_of_chatops_are_numbers(users):
         parse_settings("k.yaml", text.encode())
 
 
+@pytest.mark.parametrize("kind", ["telegram", "slack", "email"])
+def test_a_summary_is_daily_or_weekly_at_a_time_of_day(kind):
+    text = "outputs: [{name: a, type: %s, summary: {every: week, at: 18:05, weekday: sunday}}, {name: b, type: %s}]"
+    weekly, none = parse_settings("k.yaml", (text % (kind, kind)).encode()).outputs
+    assert (weekly.summary.every, weekly.summary.at, weekly.summary.weekday) == ("week", "18:05", "sunday")
+    assert none.summary.every == "never"
+
+
+@pytest.mark.parametrize(
+    ("summary", "says"),
+    [
+        (
+            "{every: month}",
+            "summary.every: Invalid enum value 'month', got 'month' (one of 'never', 'day', 'week')",
+        ),
+        ("{every: day, at: '8:00'}", "summary.at: expected a time of day from 00:00 to 23:59, got '8:00'"),
+        ("{every: day, at: '24:00'}", "summary.at: expected a time of day from 00:00 to 23:59, got '24:00'"),
+        ('{every: day, at: "08:00\\n"}', "summary.at: expected a time of day"),
+        ("{every: day, at: 480}", "summary.at: Expected `str`, got `int`"),
+        ("{every: day, weekday: monday}", "summary.weekday: is for every: week"),
+        ("{at: '08:00'}", "summary: key 'every' is missing: day or week"),
+        ("{evry: day}", "summary.evry: unknown key, did you mean 'every'?"),
+        ("day", "summary: expected a mapping, got 'day'"),
+    ],
+)
+def test_what_is_no_summary_is_told_plainly(summary, says):
+    with pytest.raises(ConfigError) as caught:
+        parse_settings("k.yaml", f"outputs:\n  - {{name: a, type: slack, summary: {summary}}}\n".encode())
+    [line] = str(caught.value).splitlines()
+    assert line.startswith("k.yaml:2:") and says in line
+
+
+def test_only_outputs_for_people_have_a_summary():
+    with pytest.raises(ConfigError, match="unknown key"):
+        parse_settings("k.yaml", b"outputs: [{name: a, type: kafka, summary: {every: day}}]")
+
+
 def test_the_file_output_goes_to_the_state_folder():
     settings = resolve(Settings(state_dir="/srv/state"))
     assert settings.outputs[1].path == "/srv/state/alerts.jsonl"

@@ -40,6 +40,7 @@ from kwsiem.output_settings import (
     EmailSettings,
     FileSettings,
     SlackSettings,
+    SummarySettings,
     SyslogSettings,
     TelegramSettings,
 )
@@ -433,6 +434,51 @@ def test_a_courier_without_rights_sends_mail_and_posts_to_slack(start, folder, m
         assert "Türzahl" in mail.mails[0][0]["Subject"]
         assert "Türzahl" in hook.bodies[0]["text"]
     assert hook.hook not in (folder.parent / "log").read_text()
+
+
+def test_a_summary_comes_once_to_all_three_also_over_kill_9(start, folder, make_alert, secrets, monkeypatch):
+    """Without rights and over real sockets: for the days in which the appliance was down, and not again."""
+    daily = SummarySettings(every="day", at="00:00")
+    ago_ns = time.time_ns() - 3 * 86_400 * 10**9
+    ours = {"until_ns": ago_ns, "ledgers": {}}
+    kept = folder / "chat.json"
+    with (
+        telegram_api.TelegramApi() as server,
+        slack_hook.SlackHook() as hook,
+        smtp.SmtpServer() as mail,
+    ):
+        monkeypatch.setenv("SLACK_WEBHOOK_URL", hook.hook)
+        outputs = (
+            TelegramSettings(name="telegram", url=server.url, summary=daily),
+            SlackSettings(name="slack", summary=daily),
+            EmailSettings(
+                name="mail", host="localhost", port=mail.port, security="none", summary=daily,
+                sender="kwsiem@gw01.example.net", to=("admin@example.net",),
+            ),
+        )  # fmt: skip
+        courier = start(*outputs)
+        courier.raise_alerts([make_alert(raised_ns=ago_ns + 3600 * 10**9, title="Türzahl")])
+        courier.wait_stats(lambda v: [o["delivered"] for o in v["outputs"]] == [1, 1, 1])
+        assert courier.stop() == 0
+        kept.write_text(json.dumps({"summaries": {output.name: ours for output in outputs}}))
+        for taken in (1, 0):
+            courier = start(*outputs)
+            values = courier.wait_stats(
+                lambda v, n=taken: all(
+                    o["state"] == "ready" and o["summaries"]["taken"] == n for o in v["outputs"]
+                )
+            )
+            assert values["balanced"] and [o["delivered"] for o in values["outputs"]] == [1, 1, 1]
+            courier.process.kill()
+            courier.process.wait()
+            courier.close()
+        assert [len(server.shown), len(hook.bodies), len(mail.mails)] == [2, 2, 2]
+        message, body, (letter, _) = server.shown[1], hook.bodies[1], mail.mails[1]
+    assert "DAILY SUMMARY: 1 alert" in message.text and "Türzahl" in message.text
+    assert "telegram: 1 delivered, 0 waiting, 0 dead, 0 dropped" in message.text
+    assert "DAILY SUMMARY: 1 alert on gw01" in body["text"]
+    assert "Türzahl" in letter.get_body(("html",)).get_content()
+    assert "failed unexpectedly" not in (folder.parent / "log").read_text()
 
 
 def test_dead_letters_are_tried_again_when_the_operator_says_so(folder, start, make_alert):

@@ -45,6 +45,7 @@ def figures() -> dict:
             {"process": "bpftrace", "probe": "net", "cpu_s": 2.5, "resident_bytes": 8192},
         ],
         "blocking": {"mode": "dry-run", "by_mode": {"on": 1, "dry-run": 2}, "counters": {"asked": 3, "refused": 1}, "firewall_error": False},
+        "chat": {"block": {"done": 3, "refused": 1}, "status": {"done": 7}},
         "bad_messages": 1,
         "engine": {
             "lines": {"net": {"received": 10, "accepted": 7, "rejected": {"json": 2, "type": 1}, "lost": 5}},
@@ -67,7 +68,9 @@ def figures() -> dict:
             "outputs": [{
                 "name": 'si"em\\', "state": "failing", "raised": 10, "delivered": 5, "waiting": 2, "dead": 1, "dropped": 1,
                 "filtered": 1, "balanced": True, "retries": 3, "replayed": 4, "reasons": {"age": 1}, "lag_s": 12.5,
+                "summaries": {"taken": 2, "failures": 5, "refused": 1},
             }],
+            "chats": [{"name": "tg", "state": "failing", "actions": 9, "denied": 4, "stale": 1, "skipped": 0, "unsaid": 2, "errors": 6}],
             "bad_messages": 0,
         },
     }  # fmt: skip
@@ -109,6 +112,11 @@ def test_figures_arrive_where_they_belong():
     assert value("kwsiem_probe_state", probe="pam", state="backoff") == 1
     assert value("kwsiem_probe_state", probe="pam", state="ready") == 0
     assert value("kwsiem_engine_errors_total") == 3
+    assert value("kwsiem_output_summaries_total", output='si"em\\', result="failures") == 5
+    assert value("kwsiem_chat_ready", output="tg") == 0
+    assert value("kwsiem_chat_errors_total", output="tg") == 6
+    assert value("kwsiem_chat_updates_total", output="tg", result="denied") == 4
+    assert value("kwsiem_chat_requests_total", action="block", outcome="refused") == 1
 
 
 def test_drops_of_all_stages_stand_in_one_metric():

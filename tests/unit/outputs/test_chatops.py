@@ -1,6 +1,7 @@
 """ChatOps over real HTTP: from a button of the Bot API server to the guard, the audit log and the answer."""
 
 import json
+import sqlite3
 from types import SimpleNamespace
 
 import msgspec
@@ -8,11 +9,11 @@ import pytest
 from blocker_host import Host
 from peers.telegram_api import TOKEN, TelegramApi
 
-from kwsiem.chatdesk import MAX_CHANGES_PER_MIN, ChatDesk
-from kwsiem.clock import wall_ns
+from kwsiem.chatdesk import MAX_CHANGES_PER_MIN, MAX_REQUESTS_PER_MIN, ChatDesk
+from kwsiem.clock import monotonic_s, wall_ns
 from kwsiem.delivery import make_chatops, make_output, make_route
 from kwsiem.document import document
-from kwsiem.errors import ConfigError
+from kwsiem.errors import ConfigError, OutputError
 from kwsiem.messages import ChatRequest
 from kwsiem.outbox import Item, Outbox
 from kwsiem.output_settings import ChatOpsSettings, SlackSettings, TelegramSettings
@@ -82,7 +83,7 @@ class Rig:
         secrets = {"token": TOKEN}
         self.kept = ChatState(self.folder / "chat.json")
         self.output = make_output(self.settings, secrets, notes=self)
-        route = make_route(self.settings, self.output.limits, self.kept.is_muted)
+        route = make_route(self.settings, self.output.limits, self.kept.is_muted, self)
         self.worker = Worker("chat", self.output, self.outbox, route)
         self.chat = make_chatops(
             self.settings, secrets, self, self.ask, lambda kind, fields: self.told.append((kind, fields))
@@ -259,6 +260,47 @@ def test_a_muted_rule_is_filtered_also_after_a_restart_until_its_time_is_over(ri
     assert len(rig.texts) == shown + 4
 
 
+def test_the_message_of_a_muted_rule_is_closed_all_the_same_and_silently(rig, make_alert):
+    incident = rig.put(make_alert())
+    rig.press("mute", incident)
+    before = rig.texts
+    rig.put(make_alert(state="update", count=50, level="critical"))
+    rig.put(make_alert(state="close", count=60, level="critical"))
+    rig.put(make_alert(number=1))
+    rig.put(make_alert(number=1, state="close"))
+    assert len(rig.texts) == len(before) and rig.texts[0] != before[0]
+    assert "closed after" in rig.texts[0] and "60 events" in rig.texts[0]
+    assert "Mute the rule 1 h" not in dict(rig.server.shown[0].buttons)
+    ledger = rig.outbox.ledger()["chat"]
+    assert (ledger.delivered, ledger.filtered) == (2, 3) and ledger.balanced
+
+
+def test_an_outbox_that_cannot_be_asked_about_a_muted_rule_costs_no_alert(rig, make_alert, monkeypatch):
+    rig.press("mute", rig.put(make_alert()))
+    real = Rig.get
+    faults = [sqlite3.OperationalError("disk I/O error")]
+
+    def get(self, key):
+        if faults and key == make_alert().incident_id:
+            raise faults.pop()
+        return real(self, key)
+
+    monkeypatch.setattr(Rig, "get", get)
+    rig.put(make_alert(state="close", count=60))
+    assert faults == [] and rig.outbox.ledger()["chat"].dead == 0
+    assert "closed after" in rig.texts[0]
+
+
+def test_requests_are_counted_by_action_and_outcome(rig, make_alert):
+    incident = rig.put(make_alert())
+    rig.press("block1h", incident)
+    rig.press("block1d", rig.put(make_alert(identity={"source.ip": GATEWAY}, fields={"source.ip": GATEWAY})))
+    rig.write("/status")
+    rig.server.write(MALLORY, "/status")
+    rig.step()
+    assert rig.desk.figures() == {"block": {"done": 1, "refused": 1}, "status": {"done": 1}}
+
+
 def test_only_chats_are_muted(make_alert):
     data = msgspec.json.encode(document(make_alert()))
     slack = make_route(SlackSettings(name="s"), (), lambda rule: rule == "tcp-port-scan")
@@ -370,7 +412,24 @@ def test_after_a_week_of_silence_numbers_may_begin_anew(rig, monkeypatch):
     assert rig.step().texts == []
     later_ns = wall_ns() + 7 * 86_400 * 10**9
     monkeypatch.setattr(chatstate, "wall_ns", lambda: later_ns)
+    assert rig.step().texts == []  # it is the clock that was set: this process took an update just now
+    later_s = monotonic_s() + 7 * 86_400
+    monkeypatch.setattr(chatstate, "monotonic_s", lambda: later_s)
     assert len(rig.step().texts) == 1
+
+
+@pytest.mark.parametrize("jump_s", [-2, -3600, 3600])
+@pytest.mark.parametrize("restarts", [True, False])
+def test_a_clock_that_is_set_lets_nothing_act_twice(rig, make_alert, monkeypatch, jump_s, restarts):
+    rig.server.replays = True
+    incident = rig.put(make_alert())
+    rig.press("block1h", incident)
+    set_ns = wall_ns() + jump_s * 10**9
+    monkeypatch.setattr(chatstate, "wall_ns", lambda: set_ns)
+    if restarts:
+        rig.start()
+    assert rig.step().texts == []
+    assert len(rig.asked) == 1
 
 
 @pytest.mark.parametrize(
@@ -424,6 +483,42 @@ def test_a_hostile_name_is_harmless_in_the_chat_and_in_the_log(rig, make_alert, 
     rig.server.press({**alice, "id": MALLORY}, f"ack:{incident}")
     rig.step()
     assert len(rig.told[0][1]["user.name"]) <= 64
+
+
+@pytest.mark.parametrize("word", HOSTILE, ids=lambda word: ascii(word[:8]))
+def test_a_hostile_word_is_harmless_wherever_telegram_shows_it(rig, make_alert, word):
+    """As the title of a rule, a user's name, a host, and in a block's reason: every message is taken whole."""
+    alice = {"id": ALICE, "is_bot": False, "first_name": word, "last_name": word, "username": word}
+    evidence = [{"kind": "auth.attempt", "ts_ns": 1, "user.name": word, "process.command_line": word}]
+    incident = rig.put(
+        make_alert(
+            title=word, description=word, reason=word, host=word, values=[word] * 9, evidence=evidence,
+            fields={"source.ip": OFFENDER, "user.name": word, "process.name": word, "file.path": word},
+        )
+    )  # fmt: skip
+    rig.put(make_alert(number=1, rule_id=word, title=word))
+    asked = [
+        ("evidence", "user.name="),
+        ("block1h", "blocked for 1 h"),
+        ("unblock", "is released"),
+        ("ack", "by"),
+    ]
+    for verb, words in asked:
+        assert words in rig.press(verb, incident, user=alice)
+    rig.press("block1d", incident, user=alice)
+    for command, words in (
+        ("/alerts", "high"),
+        ("/blocks", OFFENDER),
+        ("/status", "blocking"),
+        (f"/mute {word}", ""),
+    ):
+        assert words in rig.write(command, user=alice)
+    rig.put(make_alert(state="close", count=9, host=word, title=word))
+    for message in rig.server.shown:
+        assert {tag for tag, *_ in message.entities} <= {"b", "i", "code"}
+        for text in message.history:
+            assert not set(text) & set("\x1b\x07\u202e\r")
+    assert rig.output.markup_errors == 0 and rig.chat.unsaid == 0
 
 
 def test_hostile_evidence_and_alerts_stay_one_message_of_whole_markup(rig, make_alert):
@@ -549,6 +644,17 @@ def test_an_update_that_cannot_be_read_is_passed_over(rig):
     assert rig.chat.skipped == 2
 
 
+def test_a_courier_that_was_taken_over_cannot_flood_the_sensor_or_its_log(rig, caplog):
+    caplog.set_level("INFO")
+    request = ChatRequest(number=1, output="chat", user_id=ALICE, user_name="a", action="status")
+    errors = [rig.desk.answer(request).error for _ in range(1000)]
+    assert errors.count("") == MAX_REQUESTS_PER_MIN and errors[-1].startswith("more than")
+    assert len(audits(caplog)) == MAX_REQUESTS_PER_MIN + 1
+    assert rig.desk.figures()["status"] == {
+        "done": MAX_REQUESTS_PER_MIN, "refused": 1000 - MAX_REQUESTS_PER_MIN,
+    }  # fmt: skip
+
+
 def test_the_sensor_that_does_not_answer(rig, make_alert):
     incident = rig.put(make_alert())
     rig.chat._ask = lambda _: None
@@ -564,6 +670,77 @@ def test_a_group_that_moved_is_the_chat_from_then_on(rig, make_alert):
     assert len(rig.step().texts) == 1
     rig.server.write(ALICE, "/help")
     assert rig.step().texts == []
+
+
+def test_a_group_that_says_that_it_moves_is_followed(rig):
+    rig.server.write(MALLORY, "", migrate_to_chat_id=-1005000)
+    rig.server.chats.add(-1005000)
+    rig.server.write(ALICE, "/help", chat=-1005000)
+    assert len(rig.step().texts) == 1
+    rig.server.write(MALLORY, "", chat=4242, migrate_to_chat_id=-666)  # only our own group's word counts
+    rig.step()
+    rig.server.write(ALICE, "/help", chat=-666)
+    assert rig.step().texts == []
+    rig.start()
+    rig.server.write(ALICE, "/help", chat=-1005000)
+    assert len(rig.step().texts) == 1
+
+
+def test_a_hundred_hostile_updates_at_once_delay_a_command_and_no_more(rig):
+    junk = [
+        {"message": 7},
+        {"message": {"chat": {"id": "x"}, "text": "/status"}},
+        {"message": {"chat": {"id": CHAT}, "text": "/" * 20_000, "from": {"id": MALLORY}}},
+        {"callback_query": {"id": "q" * 5000, "from": {"id": MALLORY}, "data": "ack:" + "0" * 26}},
+        {"callback_query": {"id": "1", "from": {"id": ALICE}, "message": {"chat": {"id": 5}}, "data": "x"}},
+        {"callback_query": {"id": "1", "from": {"id": ALICE, "username": "\u202e" * 5000}, "data": None}},
+        {"edited_message": {}}, {"my_chat_member": [[[]]]}, {},
+        {"message": {"chat": {"id": CHAT}, "text": 5, "from": None, "date": "x"}},
+    ]  # fmt: skip
+    for number in range(100):
+        rig.server._update(**junk[number % len(junk)])
+    rig.server.write(ALICE, "/help")
+    answers = [text for _ in range(10) for text in rig.step().texts]
+    assert len(answers) == 1 and answers[0].startswith("kwsiem")
+    assert rig.chat.state == "ready"
+    assert rig.chat.denied == 20 and rig.chat.skipped == 80
+    assert [request.action for request in rig.asked] == ["help"]
+
+
+def test_a_token_that_was_revoked_is_said_and_asked_about_slowly(rig):
+    rig.step()
+    fault = {"ok": False, "error_code": 401, "description": "Unauthorized"}
+    rig.server.faults += [(401, json.dumps(fault).encode(), {})] * 3
+    for _ in range(3):
+        assert rig.step().wait_s == 60.0
+        assert rig.chat.state == "failing" and "revoked" in rig.chat.last_error
+        assert TOKEN not in rig.chat.last_error
+    assert rig.chat.stats()["errors"] == 3
+
+
+def test_after_minutes_without_network_an_answer_is_said_and_nothing_acts_twice(rig, make_alert, monkeypatch):
+    incident = rig.put(make_alert())
+    rig.step()
+    rig.server.press(ALICE, f"block1h:{incident}")
+    real = rig.chat._bot.ask
+
+    def cut(method, content):
+        if method == "sendMessage":
+            monkeypatch.setattr(rig.chat._bot, "ask", down)
+            raise OutputError("network is unreachable")
+        return real(method, content)
+
+    def down(*_):
+        raise OutputError("network is unreachable")
+
+    monkeypatch.setattr(rig.chat._bot, "ask", cut)
+    waits = [rig.step().wait_s for _ in range(9)]
+    assert waits[0] == 1.0 and waits[-1] == chatops.BACKOFF_MOST_S
+    rig.server.write(ALICE, "/status")
+    monkeypatch.setattr(rig.chat._bot, "ask", real)
+    texts = [text for _ in range(2) for text in rig.step().texts]
+    assert "blocked for 1 h" in texts[0] and len(texts) == 2
+    assert [request.action for request in rig.asked] == ["block", "status"]
 
 
 def test_an_empty_answer_is_not_asked_for_without_pause(rig):
