@@ -668,6 +668,7 @@ class EngineProcess:
             "failed_batches": self.failed_batches,
             "latency": {"built": self.built.figures(), "durable": self.courier.durable.figures()},
             "event_log": {
+                "on": self.event_log is not None,
                 "rotated": self.event_log.rotated if self.event_log else 0,
                 "lost": self.event_log.lost if self.event_log else 0,
                 "failed": self.event_log.failed if self.event_log else "",
