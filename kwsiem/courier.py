@@ -80,6 +80,8 @@ ACKNOWLEDGED_ALERTS: Final = 5000
 DRAIN_S: Final = 2.0
 #: The courier of before, whose sensor was killed, ends within this.
 LOCK_S: Final = 10.0
+#: Figures may wait so long for a courier.
+LATE_MOST_S: Final = 3600
 #: So long a chat waits for the sensor.
 ASK_S: Final = 10.0
 MAX_ASKED: Final = 100
@@ -242,9 +244,11 @@ class CourierProcess:
                 self._acknowledged(received)
 
     def _keep(self, message: SeriesTold) -> None:
-        """Figures and entries for the history."""
+        """Figures and entries for the history; time that makes no sense is taken as now."""
+        now_s = clock.wall_ns() // NS_PER_S
         if message.figures:
-            self.series.add(message.at_s, message.figures)
+            at_s = message.at_s if abs(message.at_s - now_s) <= LATE_MOST_S else now_s
+            self.series.add(at_s, message.figures)
         if message.journal:
             self.series.note([Journal(each.at_ns, each.kind, each.fields) for each in message.journal])
 

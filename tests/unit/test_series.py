@@ -10,7 +10,7 @@ import pytest
 
 from kwsiem import clock, series, series_file
 from kwsiem.series import Acknowledged, Journal, Series
-from kwsiem.series_file import SeriesFile
+from kwsiem.series_file import SeriesFile, SeriesWriter
 
 #: A whole hour and minute.
 T = 1_799_996_400
@@ -326,3 +326,28 @@ def test_a_month_of_minutes_is_read_at_once_and_labels_are_bounded(file, path):
     assert all(len(values) == 43_200 for values in found.values())
     assert len(reader.totals("sources", T, T + 600)) == series.MAX_LABELS
     assert reader.totals("sources", T, T + 600)[0] == ("10.0.11.183", 3000)
+
+
+def test_who_tells_something_never_waits_for_the_disk(path, now):
+    """While the thread is held up, so much waits; what is beyond is counted."""
+    file = SeriesFile(path, max_age_s=0, max_bytes=1 << 28)
+    writer = SeriesWriter(file)
+    with file._lock:
+        for _ in range(series_file.WAITING + 50):
+            writer.add(T, {"packets": {"tcp": 1, "udp": 1}})
+        assert file.lost["busy"] >= 2 * 49
+        assert file.counters()["lost"]["busy"] >= 2 * 49
+    writer.close(20)
+    (tcp, udp) = dict(Series(path).totals("packets", T, T + 60)).values()
+    assert tcp == udp
+    assert tcp + udp + file.lost["busy"] == 2 * (series_file.WAITING + 50)
+
+
+def test_a_fault_does_not_end_the_thread(path, now):
+    file = SeriesFile(path, max_age_s=0, max_bytes=1 << 28)
+    writer = SeriesWriter(file)
+    writer._put(3, lambda: 1 // 0)
+    writer.add(T, {"packets": {"tcp": 1}})
+    writer.close(20)
+    assert file.lost == {"failed": 3}
+    assert Series(path).totals("packets", T, T + 60) == [("tcp", 1)]
