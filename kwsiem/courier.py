@@ -60,7 +60,7 @@ from kwsiem.outputs.chatstate import ChatState
 from kwsiem.outputs.worker import Worker, WorkerThread
 from kwsiem.secret import secrets_of
 from kwsiem.series import FILE_NAME, Acknowledged, Journal
-from kwsiem.series_feed import Deltas, Uptime
+from kwsiem.series_feed import Deltas, Uptime, next_due
 from kwsiem.series_file import SeriesFile, SeriesWriter, cleaned_who
 
 if TYPE_CHECKING:
@@ -524,9 +524,10 @@ class _OwnFigures:
             for reason, count in output["reasons"].items():
                 lost[f"output:{reason}"] = lost.get(f"output:{reason}", 0) + count
         self._up.see(output["name"] for output in counters["outputs"] if output["state"] == "ready")
-        if clock.monotonic_s() < self._due_s:
+        now_s = clock.monotonic_s()
+        if now_s < self._due_s:
             return
-        self._due_s = clock.monotonic_s() + self._every_s
+        self._due_s = next_due(self._due_s, now_s, self._every_s)
         figures = {
             "waiting": {output["name"]: output["waiting"] for output in counters["outputs"]},
             "output_up_s": self._up.take(),
