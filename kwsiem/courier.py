@@ -23,6 +23,7 @@ import selectors
 import signal
 import sqlite3
 from collections import Counter, deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,6 +38,7 @@ from kwsiem.document import document
 from kwsiem.errors import EXIT_CONFIG, ConfigError, LinkError
 from kwsiem.link import Link
 from kwsiem.messages import (
+    Acknowledge,
     AlertRaised,
     AlertsDurable,
     ChatAnswer,
@@ -46,6 +48,7 @@ from kwsiem.messages import (
     OwnEvent,
     Ready,
     RetryDead,
+    SeriesTold,
     Stats,
     Stop,
     ToCourier,
@@ -56,6 +59,9 @@ from kwsiem.outputs.base import Output
 from kwsiem.outputs.chatstate import ChatState
 from kwsiem.outputs.worker import Worker, WorkerThread
 from kwsiem.secret import secrets_of
+from kwsiem.series import FILE_NAME, Acknowledged, Journal
+from kwsiem.series_feed import Deltas, Uptime, next_due
+from kwsiem.series_file import SeriesFile, SeriesWriter, cleaned_who
 
 if TYPE_CHECKING:
     from kwsiem.outputs.chatops import ChatOps, ChatThread
@@ -74,6 +80,8 @@ ACKNOWLEDGED_ALERTS: Final = 5000
 DRAIN_S: Final = 2.0
 #: The courier of before, whose sensor was killed, ends within this.
 LOCK_S: Final = 10.0
+#: Figures may wait so long for a courier.
+LATE_MOST_S: Final = 3600
 #: So long a chat waits for the sensor.
 ASK_S: Final = 10.0
 MAX_ASKED: Final = 100
@@ -128,12 +136,17 @@ class CourierProcess:
             [output.name for output in settings.outputs],
             history=settings.history_alerts,
             max_bytes=settings.outbox_max_bytes,
+            history_age_s=settings.history.max_age_s,
             max_age_s={output.name: output.max_age_s for output in settings.outputs},
             alive=self._say_alive,
         )
         has_state = bool(chats) or any(has_summary(output) for output in settings.outputs)
         self._chat_state = ChatState(state / "chat.json") if has_state else None
         self._host = received[0].host
+        history = settings.history
+        file = SeriesFile(state / FILE_NAME, max_age_s=history.max_age_s, max_bytes=history.max_bytes)
+        self.series = SeriesWriter(file)
+        self._own_figures = _OwnFigures(history.every_s)
         self._threads = [WorkerThread(self._worker(*pair)) for pair in outputs]
         self._start_chats(chats)
         self.sensor.send(Ready(pid=os.getpid()))
@@ -168,8 +181,25 @@ class CourierProcess:
         from kwsiem.outputs.chatops import ChatThread  # noqa: PLC0415 - loaded already where there is one
 
         for chat in chats:
-            chat.begin(self._chat_state, self.outbox)
+            chat.begin(self._chat_state, self.outbox, self._acknowledge_chat)
             self._chats.append(ChatThread(chat))
+
+    def _acknowledge_chat(self, incident_id: str, who: str) -> str:
+        """Write down who acknowledged in a chat; who it was first, by the file when that can be written."""
+        found = self.series.file.acknowledge(incident_id, Acknowledged(clock.wall_ns(), who))
+        # The file cleans names: what is in it of this one is the same.
+        return found.who if found and found.who != cleaned_who(who) else who
+
+    def _acknowledged(self, message: Acknowledge) -> None:
+        """Somebody did so elsewhere."""
+        self.series.acknowledge(message.incident_id, Acknowledged(message.at_ns, message.who))
+        for thread in self._chats:
+            try:
+                thread.chat.acknowledged(message.incident_id, message.who)
+            except sqlite3.Error as error:
+                log.error(
+                    "acknowledgement not noted", extra={"output": thread.chat.name, "error": str(error)}
+                )
 
     def _tell(self, kind: str, fields: dict[str, Any]) -> None:
         self._events.append((kind, fields))
@@ -215,6 +245,19 @@ class CourierProcess:
                 self._retry_dead(received.output)
             elif isinstance(received, ChatAnswer):
                 self._asked.answered(received)
+            elif isinstance(received, SeriesTold):
+                self._keep(received)
+            elif isinstance(received, Acknowledge):
+                self._acknowledged(received)
+
+    def _keep(self, message: SeriesTold) -> None:
+        """Figures and entries for the history; time that makes no sense is taken as now."""
+        now_s = clock.wall_ns() // NS_PER_S
+        if message.figures:
+            at_s = message.at_s if abs(message.at_s - now_s) <= LATE_MOST_S else now_s
+            self.series.add(at_s, message.figures)
+        if message.journal:
+            self.series.note([Journal(each.at_ns, each.kind, each.fields) for each in message.journal])
 
     def _retry_dead(self, output: str) -> None:
         thread = next((thread for thread in self._threads if thread.worker.name == output), None)
@@ -267,6 +310,9 @@ class CourierProcess:
             if message is None:
                 self._group_s = GROUP_S
                 return
+            if isinstance(message, SeriesTold):
+                self._keep(message)
+                continue
             self._pending.append((message.number, self._item(message)))
             self.received += 1
         self._group_s = min(2 * self._group_s, GROUP_MOST_S)
@@ -354,7 +400,9 @@ class CourierProcess:
         self._prune()
         self._send_events()
         try:
-            self.sensor.send(Stats(values=self._counters()))
+            counters = self._counters()
+            self.sensor.send(Stats(values=counters))
+            self._own_figures.tell(self.series, counters)
         except sqlite3.Error as error:
             log.error("outbox", extra={"error": str(error)})
 
@@ -420,6 +468,7 @@ class CourierProcess:
             "disk_error": self.disk_error,
             "chats": [thread.chat.stats() for thread in self._chats],
             "mutes": self._mutes(),
+            "series": self.series.file.counters(),
             "bad_messages": self.sensor.bad + self.alerts.bad,
         }
         return self._last_counters
@@ -455,9 +504,43 @@ class CourierProcess:
         for thread in self._threads:
             if not thread.join(end_s + 0.5 - clock.monotonic_s()):
                 log.warning("output did not end in time", extra={"output": thread.worker.name})
+        self._own_figures.end()
         self._every_second()
+        self.series.close(DRAIN_S)
         self.outbox.close()
         log.info("courier ends", extra={"alerts": self.received})
+
+
+class _OwnFigures:
+    """What the courier itself adds to the history of figures; uptimes by what is so each second."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s = every_s
+        self._deltas = Deltas()
+        self._up = Uptime()
+        self._due_s = clock.monotonic_s() + every_s
+
+    def end(self) -> None:
+        """The next telling is the last: it is due."""
+        self._due_s = 0.0
+
+    def tell(self, series: SeriesWriter, counters: Mapping[str, Any]) -> None:
+        """Look at the counters, once a second; write when it is time."""
+        lost = {"courier:rejected": counters["alerts"]["rejected"]}
+        for output in counters["outputs"]:
+            for reason, count in output["reasons"].items():
+                lost[f"output:{reason}"] = lost.get(f"output:{reason}", 0) + count
+        self._up.see(output["name"] for output in counters["outputs"] if output["state"] == "ready")
+        now_s = clock.monotonic_s()
+        if now_s < self._due_s:
+            return
+        self._due_s = next_due(self._due_s, now_s, self._every_s)
+        figures = {
+            "waiting": {output["name"]: output["waiting"] for output in counters["outputs"]},
+            "output_up_s": self._up.take(),
+            "lost": self._deltas.of("lost", lost),
+        }
+        series.add(clock.wall_ns() // NS_PER_S, figures)
 
 
 class _Asked:
