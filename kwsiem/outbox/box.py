@@ -14,9 +14,9 @@ from typing import Any, Final, TypeVar
 from kwsiem import failpoint
 from kwsiem.alert import URGENT_SEVERITY
 from kwsiem.clock import NS_PER_S, boot_ns, monotonic_s
-from kwsiem.database import transaction
+from kwsiem.database import is_corrupt, transaction, used_bytes
 from kwsiem.outbox import frame, tables
-from kwsiem.outbox.file import connect, connect_to_read, is_corrupt, recent, used_bytes
+from kwsiem.outbox.file import connect, connect_to_read, recent
 from kwsiem.outbox.held import AHEAD_MOST, Held, letter_frame
 from kwsiem.outbox.salvage import (
     Salvaged,

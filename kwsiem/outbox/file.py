@@ -9,11 +9,10 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
+from kwsiem.database import BUSY_S, open_to_read
 from kwsiem.outbox import frame, tables
 from kwsiem.outbox.tables import Ledger, Letter
 
-#: SQLite waits so long for another process that reads or copies the file.
-_BUSY_S: Final = 5.0
 #: Pages of the log that SQLite folds into the file by itself; the outbox does it before.
 _CHECKPOINT_PAGES: Final = 4096
 #: SQLite cuts its log to this when it begins it anew.
@@ -101,22 +100,6 @@ def _reading(path: Path, work: Callable[[sqlite3.Connection], T]) -> T | None:
         db.close()
 
 
-def open_to_read(path: Path) -> sqlite3.Connection:
-    """A connection that sees one state of the file for as long as it is open; the caller closes it.
-
-    Raises sqlite3.OperationalError when there is no such file, or it must not be read.
-    """
-    db = sqlite3.connect(
-        f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=_BUSY_S, isolation_level=None
-    )
-    try:
-        db.execute("BEGIN")
-        return db
-    except sqlite3.Error:
-        db.close()
-        raise
-
-
 def recent(db: sqlite3.Connection, limit: int) -> list[dict[str, Any]]:
     """The documents of the latest alerts, newest first; damaged ones are left out."""
     rows = db.execute("SELECT frame FROM alerts ORDER BY seq DESC LIMIT ?", (limit,)).fetchall()
@@ -126,7 +109,7 @@ def recent(db: sqlite3.Connection, limit: int) -> list[dict[str, Any]]:
 
 def connect(path: Path, synchronous: str) -> sqlite3.Connection:
     """A connection that reads and writes; ``synchronous`` FULL waits for the disk at each commit."""
-    db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+    db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
     try:
         db.execute(f"PRAGMA page_size = {tables.PAGE_BYTES}")
         db.execute("PRAGMA journal_mode = WAL")
@@ -144,35 +127,10 @@ def connect_to_read(path: Path) -> sqlite3.Connection | None:
     """A connection that only reads; closing it leaves file and log as they are. None when SQLite cannot."""
     if not path.exists() or not path.stat().st_size:
         return None
-    db = sqlite3.connect(
-        f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=_BUSY_S, isolation_level=None
-    )
+    db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=BUSY_S, isolation_level=None)
     try:
         db.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except sqlite3.Error:
         db.close()
         return None
     return db
-
-
-def used_bytes(db: sqlite3.Connection) -> int:
-    """Bytes in use within the file: free pages are used again, so they do not count."""
-    pages: dict[str, int] = {
-        name: int(db.execute(f"PRAGMA {name}").fetchone()[0])
-        for name in ("page_count", "freelist_count", "page_size")
-    }
-    return (pages["page_count"] - pages["freelist_count"]) * pages["page_size"]
-
-
-def is_corrupt(error: sqlite3.DatabaseError) -> bool:
-    """SQLITE_CORRUPT and SQLITE_NOTADB come as DatabaseError itself, all others as a class below it.
-
-    But for a sequence number that is taken, a table that is not there any more, and a part of the file that
-    the disk does not give back.
-    """
-    if type(error) is sqlite3.DatabaseError or isinstance(error, sqlite3.IntegrityError):
-        return True
-    name = getattr(error, "sqlite_errorname", "")  # from Python 3.11 on
-    return str(error).startswith("no such ") or name in {
-        "SQLITE_IOERR_READ", "SQLITE_IOERR_SHORT_READ", "SQLITE_IOERR_CORRUPTFS"
-    }  # fmt: skip

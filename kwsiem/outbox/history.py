@@ -14,8 +14,8 @@ from typing import Final, Union
 
 import msgspec
 
+from kwsiem.database import open_to_read
 from kwsiem.outbox import frame, tables
-from kwsiem.outbox.file import open_to_read
 
 #: Rows that one look for new alerts takes at most.
 PAGE: Final = 500
