@@ -196,7 +196,7 @@ def _ticks(labels: Sequence[str]) -> list[str]:
     return [
         f'<text x="{_x(index, len(labels)):.1f}" y="{_HEIGHT - 8}">{_text(labels[index])}</text>'
         for index in range(0, len(labels), each)
-        if len(labels) - index >= each / 2  # the last one would run out of the chart
+        if _x(index, len(labels)) + 6.5 * len(labels[index]) <= _WIDTH  # the last one might run out of it
     ]
 
 

@@ -71,7 +71,7 @@ def policy(style: str) -> str:
 
 def words(report: Report) -> list[str]:
     """The summary in sentences."""
-    length = duration((report.until_ns - report.since_ns) / NS_PER_S)
+    length = _about((report.until_ns - report.since_ns) / NS_PER_S)
     if not report.alerts:
         said = [f"No alert was raised in these {length}."]
     else:
@@ -194,6 +194,11 @@ def _percent(part: float) -> str:
     """99.9 % must not read as all."""
     percent = 100 * part
     return f"{min(percent, 99.9):.1f} %" if 0 < percent < 99.95 else f"{percent:.0f} %"
+
+
+def _about(seconds: float) -> str:
+    """As people say it: whole days from two days on."""
+    return duration(seconds // _DAY_S * _DAY_S if seconds >= 2 * _DAY_S else seconds)
 
 
 def duration(seconds: float) -> str:
