@@ -62,9 +62,7 @@ def main() -> None:
             # The half before is what the report compares with.
             span = f"{int((time.monotonic() - began_s) * 0.48)}s"
             argv = ["report", "--since", span, "--config", str(folder / "kwsiem.yaml"), "--output", str(page)]
-            subprocess.run(
-                [sys.executable, "-m", "kwsiem", *argv, "--title", "Weekly security report"], check=True
-            )
+            subprocess.run([sys.executable, "-m", "kwsiem", *argv], check=True)
         if options.html:
             options.html.write_bytes(page.read_bytes())
         screenshot(page, ROOT / "docs" / "images" / "report.png", *SIZE)

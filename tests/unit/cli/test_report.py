@@ -9,6 +9,7 @@ import re
 import stat
 import threading
 from html.parser import HTMLParser
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -30,74 +31,14 @@ from kwsiem.series_file import SeriesFile
 
 HOSTILE = "\x1b[2J<b>&](\u202e\r\n\"'<script>alert(1)</script>{{ 7*7 }}<img src=x onerror=y>" + "A" * 5000
 HOUR_NS = 3600 * NS_PER_S
-ELEMENTS = set(
-    [
-        "html",
-        "head",
-        "meta",
-        "title",
-        "style",
-        "body",
-        "header",
-        "main",
-        "footer",
-        "section",
-        "article",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "p",
-        "b",
-        "ul",
-        "ol",
-        "li",
-        "small",
-        "code",
-        "span",
-        "div",
-        "table",
-        "thead",
-        "tbody",
-        "tr",
-        "th",
-        "td",
-        "br",
-        "svg",
-        "desc",
-        "g",
-        "rect",
-        "line",
-        "text",
-        "polyline",
-    ]
-)
-ATTRIBUTES = set(
-    [
-        "lang",
-        "charset",
-        "http-equiv",
-        "content",
-        "name",
-        "class",
-        "id",
-        "aria-labelledby",
-        "aria-hidden",
-        "role",
-        "viewbox",
-        "width",
-        "height",
-        "x",
-        "y",
-        "x1",
-        "x2",
-        "y1",
-        "y2",
-        "text-anchor",
-        "preserveaspectratio",
-        "points",
-    ]
-)
+ELEMENTS = """
+html head meta title style body header main footer section article h1 h2 h3 h4 p b ul ol li
+small code span div table thead tbody tr th td br svg desc g rect line text polyline
+"""
+ATTRIBUTES = """
+lang charset http-equiv content name class id aria-labelledby aria-hidden role viewbox width
+height x y x1 x2 y1 y2 text-anchor preserveaspectratio points
+"""
 
 
 class Reader(HTMLParser):
@@ -440,8 +381,8 @@ def test_hostile_names_are_text_in_the_page(report, put, figures):
     assert code == 0
     found = Reader(page)
     assert not found.open
-    assert found.elements <= ELEMENTS, found.elements - ELEMENTS
-    assert found.attributes <= ATTRIBUTES, found.attributes - ATTRIBUTES
+    assert not found.elements - set(ELEMENTS.split())
+    assert not found.attributes - set(ATTRIBUTES.split())
     assert found.text.count("<script>alert(1)</script>") > 15, "shown as it is"
     assert "{{ 7*7 }}" in found.text
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", page)
@@ -480,11 +421,8 @@ def test_all_chart_ids_are_different(report, put, figures):
 
 
 def test_the_page_is_made_from_files_that_a_package_contains():
-    import tomllib
-
-    with open("pyproject.toml", "rb") as file:
-        listed = tomllib.load(file)["tool"]["setuptools"]["package-data"]["kwsiem.cli.report"]
-    assert {"report.html", "report.css"} == set(listed)
+    listed = (Path(__file__).parents[3] / "pyproject.toml").read_text()
+    assert '"kwsiem.cli.report" = ["report.html", "report.css"]' in listed
     assert Page()
 
 
