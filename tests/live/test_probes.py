@@ -121,6 +121,11 @@ def settle(probes: list[RunningProbe]) -> None:
     )
 
 
+def arrived(probe: RunningProbe, transport: str) -> int:
+    """All packets of a sort that the probe says have arrived, printed singly or not."""
+    return sum(e.event_count for e in probe.seen("flow.total", network_transport=transport))
+
+
 def knock(lab: Lab, name: str, address: str, *ports: int) -> list[int]:
     """One connection attempt to each port; the local ports they came from."""
     used = []
@@ -140,6 +145,8 @@ def test_each_of_23_syns_counts_exactly_once_with_its_values(net, family):
     lab, probes, _ = net
     target, source = (as_ip(getattr(lab, family)(name)) for name in ("host", "peer"))
     ports = range(2000, 2023)
+    settle(probes)
+    before = [arrived(probe, "tcp") for probe in probes]
     local = knock(lab, "peer", target, *ports)
     settle(probes)
     for probe in probes:
@@ -154,6 +161,7 @@ def test_each_of_23_syns_counts_exactly_once_with_its_values(net, family):
         ]
         assert {e.tcp_flags for e in refused} == {20}
         assert not [e for e in probe.seen("tcp.open", source_ip=source) if e.destination_port in ports]
+    assert [arrived(probe, "tcp") - count for probe, count in zip(probes, before, strict=True)] == [23] * 3
 
 
 @pytest.mark.parametrize("family", ["ip4", "ip6"])
@@ -222,8 +230,11 @@ def test_a_burst_of_one_source_is_cut_and_told_in_growing_numbers(net):
         "for n in range(1000):\n"
         "    s.sendto(struct.pack('!HHIIBBHHH', 1024 + n, 7000, n, 0, 80, 2, 1024, 0, 0), (sys.argv[1], 0))\n"
     )
+    settle(probes)
+    before = [arrived(probe, "tcp") for probe in probes]
     lab.run("peer", [sys.executable, "-c", send, target])
     settle(probes)
+    assert [arrived(probe, "tcp") - count for probe, count in zip(probes, before, strict=True)] == [1000] * 3
     for probe in probes:
         single = len(probe.seen("tcp.syn", destination_port=7000))
         lost = probe.seen("sensor.lost")
