@@ -112,7 +112,7 @@ def figures_of(options: argparse.Namespace) -> Figures:
     state = Path(options.state_dir or settings.state_dir)
     now_ns = wall_ns()
     until_ns = options.until if options.until is not None else now_ns
-    length_s = max(1, -(-(until_ns - options.since) // NS_PER_S))
+    length_s = max(1, (until_ns - options.since) // NS_PER_S)
     rights.drop(settings.user)
     until_s = None if options.until is None else until_ns // NS_PER_S
     return Figures(state / FILE_NAME, length_s, until_s, options.name or "", options.top)

@@ -63,7 +63,7 @@ def follow(
         while True:
             began_s = clock.monotonic_s()
             text = _line(answer) if as_json else _text(answer, render)
-            print(_picture(text) if is_terminal else text, end="" if is_terminal else "\n", flush=True)
+            print(_picture(text) if is_terminal else text + "\n", end="", flush=True)
             left_s = interval_s - (clock.monotonic_s() - began_s)
             if reader.poll(max(0.0, left_s) * 1000):
                 return EXIT_GOOD

@@ -103,7 +103,7 @@ def render(status: dict[str, Any]) -> str:
     rules = status["rules"]
     parts = [
         paint(f"kwsiem {status['version']}", "bold")
-        + f" on {status['host']}, pid {status['pid']}, since {status['since']},"
+        + f" on {plain(status['host'])}, pid {status['pid']}, since {status['since']},"
         + f" bpftrace {status['bpftrace']}",
         "",
         _section(
@@ -156,7 +156,7 @@ def _more_rules(rules: dict[str, Any]) -> list[str]:
 
 
 def _section(*heads: str, rows: list[list[str]]) -> str:
-    lines = table([list(heads), *rows]).split("\n")
+    lines = table([list(heads), *([plain(cell) for cell in row] for row in rows)]).split("\n")
     return "\n".join([paint(lines[0], "dim"), *lines[1:]])
 
 

@@ -61,19 +61,22 @@ _KIND_WORDS: Final = {
     "outbox.state": "",
     "block.firewall": "",
 }
-#: What a reason of a loss means; some of them are none.
+#: What a reason of a loss means, and for whole stages.
 _WHY: Final = {
     "ring_buffer": "bpftrace could not keep up",
     "budget": "held back by the probe: too much in one second",
     "map_full": "beyond the size of a table in the kernel",
-    "aggregated": "no loss: told as a sum by flow.source and flow.rate",
-    "busy": "no loss: connections and lookups of a busy host",
-    "untracked": "no loss: connections that were not followed",
-    "size": "the outbox was full",
-    "age": "older than the output wants",
-    "corrupt": "damaged on disk",
-    "not_configured": "waited for an output that is no longer in the settings",
+    "failed_batches": "events that could not be evaluated",
+    "unacknowledged": "alerts that never came to disk",
+    "unsent_blocks": "requests to block that did not arrive",
+    "figures": "of this history of figures itself",
+    "rejected": "alerts that could not be stored",
+    "size": "alerts: the outbox was full",
+    "age": "alerts: older than the output wants",
+    "corrupt": "alerts: damaged on disk",
+    "not_configured": "alerts that waited for an output that has gone",
 }
+_STAGES_WHY: Final = {"decode": "lines of a probe that are no events"}
 
 
 class Span(NamedTuple):
@@ -302,7 +305,7 @@ def _most(steps: Mapping[str, list[int]], limit: int) -> dict[str, list[int]]:
 
 def _lost(label: str, count: int) -> Lost:
     stage, _, reason = label.partition(":")
-    return Lost(safe(stage), safe(reason), count, _WHY.get(reason, ""))
+    return Lost(safe(stage), safe(reason), count, _WHY.get(reason) or _STAGES_WHY.get(stage, ""))
 
 
 def _probes(report: Report, ran: Mapping[str, list[int]], span: Span) -> None:
