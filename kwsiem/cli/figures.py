@@ -18,7 +18,7 @@ from kwsiem.cli.common import paint, table
 from kwsiem.clock import NS_PER_S, iso, wall_ns
 from kwsiem.config import load_settings
 from kwsiem.errors import UnavailableError
-from kwsiem.series import FILE_NAME, GAUGES, MINUTE_S, NAMES, Series
+from kwsiem.series import FILE_NAME, GAUGES, MINUTE_S, NAMES, OTHER, Series
 from kwsiem.text import clean, without_reordering
 
 #: What is shown without ``--name``, most asked for first.
@@ -86,7 +86,8 @@ class Figures:
         steps = self._series.steps(name, since_s, until_s, step_s)
         is_gauge = name in GAUGES
         totals = {label: max(values) if is_gauge else sum(values) for label, values in steps.items()}
-        shown = sorted(totals, key=lambda label: (-totals[label], label))[: self._top]
+        shown = sorted(totals.keys() - {OTHER}, key=lambda label: (-totals[label], label))[: self._top]
+        shown += [OTHER] if OTHER in totals else []
         columns = zip(*steps.values(), strict=True)
         together = [max(values) if is_gauge else sum(values) for values in columns]
         return {
@@ -130,15 +131,16 @@ def render(answer: Mapping[str, Any]) -> str:
         return "\n".join([paint(head, "dim"), "", *_one(name, figure, answer)])
     lines = [paint(head, "dim")]
     for name, figure in figures.items():
-        lines += ["", *_several(name, figure)]
+        if figure["totals"]:
+            lines += ["", *_several(name, figure)]
+    if nothing := [name for name, figure in figures.items() if not figure["totals"]]:
+        lines += ["", f"no figures of {', '.join(nothing)}"]
     return "\n".join(lines)
 
 
 def _several(name: str, figure: Mapping[str, Any]) -> list[str]:
     word = "highest" if figure["kind"] == "gauge" else "in all"
     head = paint(f"{name.upper()}", "bold") + f"  {figure['total']:,} {word}"
-    if not figure["totals"]:
-        return [paint(name.upper(), "bold") + "  no figures"]
     labels = _ordered(name, figure["totals"])
     rows = [
         [f"  {safe(label)}", f"{figure['totals'][label]:>14,}", spark(figure["steps"][label])]

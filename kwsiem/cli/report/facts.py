@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import sqlite3
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ from kwsiem.errors import UnavailableError
 from kwsiem.metrics import FATES
 from kwsiem.outbox import read_ledger
 from kwsiem.outbox.history import History, Wanted
-from kwsiem.series import Journal, Series
+from kwsiem.series import OTHER, Journal, Series
 
 #: Rows of each table of a report.
 MAX_RULES: Final = 40
@@ -277,8 +278,9 @@ def _figures(series: Series, span: Span, report: Report) -> list[Journal]:
 
     packets = read("packets", lambda: series.steps("packets", since_s, until_s, span.step_s))
     report.packets = _most(packets or {}, MAX_PROTOCOLS)
-    ports = read("ports", lambda: series.totals("ports", since_s, until_s, MAX_PORTS))
-    report.ports = [(safe(label), count) for label, count in ports or []]
+    ports = read("ports", lambda: series.totals("ports", since_s, until_s, MAX_PORTS)) or []
+    ports.sort(key=lambda port: port[0] == OTHER)  # what is all the rest stands last
+    report.ports = [(safe(label), count) for label, count in ports]
     lost = read("losses", lambda: series.totals("lost", since_s, until_s, MAX_OTHERS))
     report.lost = [_lost(label, count) for label, count in lost or [] if count]
     ran = read("probes", lambda: series.steps("probe_up_s", since_s, until_s, span.step_s))
@@ -295,11 +297,11 @@ def _figures(series: Series, span: Span, report: Report) -> list[Journal]:
 
 def _most(steps: Mapping[str, list[int]], limit: int) -> dict[str, list[int]]:
     """The labels with the largest sums, the rest added up as ``other``."""
-    names = sorted(steps, key=lambda name: sum(steps[name]), reverse=True)
+    names = sorted(steps, key=lambda name: (name != OTHER, sum(steps[name])), reverse=True)
     found = {safe(name): list(steps[name]) for name in names[:limit] if sum(steps[name])}
     for name in names[limit:]:
-        before = found.get("other", [0] * len(steps[name]))
-        found["other"] = [a + b for a, b in zip(before, steps[name], strict=True)]
+        before = found.get(OTHER, [0] * len(steps[name]))
+        found[OTHER] = [a + b for a, b in zip(before, steps[name], strict=True)]
     return found
 
 
@@ -362,8 +364,19 @@ def _blocks(report: Report, journal: list[Journal], blocked_now: list[str] | Non
     report.blocked_now = None if blocked_now is None else len(blocked_now)
     for source in report.sources:
         source.blocked = fates.get(source.address, "")
-        if blocked_now is not None and source.address in blocked_now:
+        if blocked_now is not None and _is_in(source.address, blocked_now):
             source.blocked = "blocked now"
+
+
+def _is_in(address: str, networks: list[str]) -> bool:
+    """Whether one of these networks holds an address; a network may be an address alone."""
+    if address in networks:
+        return True
+    try:
+        single = ipaddress.ip_address(address)
+        return any(single in ipaddress.ip_network(each, strict=False) for each in networks if "/" in each)
+    except ValueError:
+        return False
 
 
 # outputs ----------------------------------------------------------------------------------------------

@@ -72,12 +72,13 @@ def test_until_ends_the_span(ask, put):
 
 
 def test_the_largest_labels_come_first_and_no_more_than_asked_for(ask, put):
-    put((5, {"ports": {f"tcp/{n}": n for n in range(1, 31)}}))
+    put((5, {"ports": {**{f"tcp/{n}": n for n in range(1, 31)}, "other": 100}}))
     code, out, _ = ask("--since", "1h", "--name", "ports", "--top", "3")
     assert code == 0
     assert re.findall(r"^  tcp/(\d+) ", out, re.MULTILINE) == ["30", "29", "28"]
     assert "… and 27 more" in out
-    assert "465 in all" in out
+    assert "565 in all" in out
+    assert re.search(r"tcp/28 .*\n  other +100 ", out), "what is all the rest stands last"
 
 
 def test_people_get_a_table_with_bars(ask, put):
@@ -97,7 +98,7 @@ def test_the_overview_says_which_figures_there_are_not(ask, put):
     put((5, {"packets": {"tcp": 10}}))
     out = ask("--since", "1h")[1]
     assert re.search(r"^PACKETS  10 in all\n  tcp +10  ", out, re.MULTILINE)
-    assert "SOURCES  no figures" in out
+    assert "no figures of alerts, events, ports, sources, lost, blocks, waiting" in out
 
 
 def test_hostile_labels_are_harmless(ask, put):

@@ -283,6 +283,13 @@ def test_the_running_appliance_tells_what_is_blocked_and_how_outputs_are(report,
     assert found["problems"] == ["output siem is failing: refused"]
 
 
+def test_an_address_is_blocked_with_its_network():
+    assert facts._is_in("198.51.100.7", ["192.0.2.1", "198.51.100.0/24"])
+    assert facts._is_in("2001:db8::7", ["2001:db8::/48"])
+    assert not facts._is_in("198.51.101.7", ["198.51.100.0/24", "2001:db8::/48"])
+    assert not facts._is_in("no <b>address", ["198.51.100.0/24"])
+
+
 @contextlib.contextmanager
 def answering(folder, answers):
     folder.mkdir()
