@@ -83,12 +83,15 @@ def words(report: Report) -> list[str]:
             f"{_amount(report.opened, 'incident')} began in this time.",
         ]
     said.append(_compared(report, length))
-    blocked = report.blocks.counts.get("blocked", 0)
-    would = report.blocks.counts.get("would_block", 0)
-    if blocked or would:
-        parts = [f"{charts.number(blocked)} were made"] if blocked else []
-        parts += [f"{charts.number(would)} would have been made (dry-run)"] if would else []
-        said.append(f"Of blocks {_list(parts)}.")
+    made, would, refused = (
+        report.blocks.counts.get(name, 0) for name in ("blocked", "would_block", "refused")
+    )
+    if made:
+        said.append(f"{_amount(made, 'block')} {'was' if made == 1 else 'were'} made.")
+    if would:
+        said.append(f"{_amount(would, 'block')} would have been made (dry-run).")
+    if refused:
+        said.append(f"The guard refused {_amount(refused, 'block')}.")
     return said
 
 
