@@ -24,7 +24,7 @@ class Progress:
     """How far a piece of work is; use it with ``with``, so that the line is erased whatever happens.
 
     ``total`` is 0 when nobody knows it: then there is no bar and no time left, only the amount and the rate.
-    Where standard error is no terminal, or ``wanted`` is false, nothing is written.
+    ``unit`` is ``B`` for bytes, or a word. Where standard error is no terminal, or ``wanted`` is false, nothing is written.
     """
 
     def __init__(self, what: str, total: float = 0, unit: str = "", *, wanted: bool = True) -> None:
@@ -63,7 +63,7 @@ class Progress:
             part = min(1.0, done / self.total)
             filled = int(part * _CELLS)
             words.append(f"[{'#' * filled}{'.' * (_CELLS - filled)}] {part:4.0%}")
-        words.append(f"{_amount(done)}{self._unit}, {_amount(rate)}{self._unit}/s")
+        words.append(f"{_amount(done, self._unit)}, {_amount(rate, self._unit)}/s")
         if self.total and done:
             words.append(f"{_left(max(0.0, self.total - done) / rate)} left")
         return "  ".join(words)
@@ -74,11 +74,14 @@ class Progress:
         sys.stderr.flush()
 
 
-def _amount(value: float) -> str:
-    for size, unit in _UNITS:
+def _amount(value: float, unit: str) -> str:
+    """Bytes in powers of 1000, anything else as it is counted."""
+    if unit != "B":
+        return f"{value:,.0f} {unit}".rstrip()
+    for size, letter in _UNITS:
         if value >= size:
-            return f"{value / size:.1f} {unit}"
-    return f"{value:.0f} "
+            return f"{value / size:.1f} {letter}B"
+    return f"{value:.0f} B"
 
 
 def _left(seconds: float) -> str:

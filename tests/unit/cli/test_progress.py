@@ -64,6 +64,10 @@ def test_without_a_total_there_is_no_bar_but_a_rate(terminal):
         now[0] += 10
         bar.at(50)
         assert screen.getvalue() == "\rreading  50 B, 5 B/s\x1b[K"
+    with Progress("reading", 0, "alerts") as bar:
+        now[0] += 10
+        bar.at(54_321)
+    assert "reading  54,321 alerts, 5,432 alerts/s" in screen.getvalue()
 
 
 def test_it_is_drawn_ten_times_a_second_at_most_and_never_beyond_the_margin(terminal, monkeypatch):
