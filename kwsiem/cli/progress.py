@@ -24,7 +24,8 @@ class Progress:
     """How far a piece of work is; use it with ``with``, so that the line is erased whatever happens.
 
     ``total`` is 0 when nobody knows it: then there is no bar and no time left, only the amount and the rate.
-    ``unit`` is ``B`` for bytes, or a word. Where standard error is no terminal, or ``wanted`` is false, nothing is written.
+    ``unit`` is ``B`` for bytes, or a word. Where standard error is no terminal, or ``wanted`` is false,
+    nothing is written.
     """
 
     def __init__(self, what: str, total: float = 0, unit: str = "", *, wanted: bool = True) -> None:
