@@ -159,7 +159,7 @@ class SeriesFile:
         Gives who it was then, None when it could not be written.
         """
         key = clean(incident_id, MAX_ID)
-        who = without_reordering(clean(said.who, MAX_WHO))
+        who = cleaned_who(said.who)
         found: list[Acknowledged] = []
 
         def work(db: sqlite3.Connection) -> None:
@@ -263,6 +263,11 @@ class SeriesFile:
                     old.with_name(old.name + suffix).unlink(missing_ok=True)
         except OSError as error:
             log.error("damaged series cannot be put aside", extra={"error": str(error)})
+
+
+def cleaned_who(who: str) -> str:
+    """A name as the file keeps it."""
+    return without_reordering(clean(who, MAX_WHO))
 
 
 class SeriesWriter:
