@@ -24,11 +24,11 @@ import services  # noqa: E402
 from appliance import RunningAppliance  # noqa: E402
 from lab import Lab  # noqa: E402
 
-GUESSERS = ("guesser", "robot", "visitor")
+GUESSERS = ("guesser", "robot", "visitor", "stranger", "worm")
 PEERS = ("scanner", "flooder", "mapper", "friend", *GUESSERS)
 SETTINGS = "blocking: {mode: 'on', confirmed: true, allow: [203.0.113.77], firewall: nftables}\n"
 QUIETLY = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-SIZE = (1100, 1900)
+SIZE = (1100, 2700)
 SHOW = [
     "--headless=new",
     "--no-sandbox",
@@ -59,8 +59,7 @@ def main() -> None:
             began_s = time.monotonic()
             while time.monotonic() - began_s < options.minutes * 60:
                 attack(lab, folder, random.Random(int(time.monotonic() - began_s)))
-            # The half before is what the report compares with.
-            span = f"{int((time.monotonic() - began_s) * 0.48)}s"
+            span = f"{int(time.monotonic() - began_s)}s"
             argv = ["report", "--since", span, "--config", str(folder / "kwsiem.yaml"), "--output", str(page)]
             subprocess.run([sys.executable, "-m", "kwsiem", *argv], check=True)
         if options.html:
@@ -82,7 +81,7 @@ def attack(lab: Lab, folder: Path, chance: random.Random) -> None:
         (1, "flooder", "hping3 -q -S -p 80 -i u1500 -c 1500 HOST"),
         (2, "friend", "ping -q -c 5 -i 0.3 HOST"),
     ]
-    if chance.random() < 0.45:
+    if chance.random() < 0.6:
         ((_, name, line),) = chance.choices(attacks, [weight for weight, _, _ in attacks])
         run(lab, folder, name, line)
     for _ in range(chance.randrange(3)):

@@ -37,7 +37,7 @@ small code span div table thead tbody tr th td br svg desc g rect line text poly
 """
 ATTRIBUTES = """
 lang charset http-equiv content name class id aria-labelledby aria-hidden role viewbox width
-height x y x1 x2 y1 y2 text-anchor preserveaspectratio points
+height x y x1 x2 y1 y2 text-anchor preserveaspectratio points value
 """
 
 
@@ -419,6 +419,12 @@ def test_a_section_without_data_says_so(report, put):
         "the appliance did not answer", "No alert was raised in these 2 h",
     ):  # fmt: skip
         assert said in text
+
+
+def test_of_much_evidence_the_first_and_the_last_are_shown_with_their_numbers(report, put):
+    put((1, {"evidence": [{"kind": f"kind-{n}", "ts_ns": n} for n in range(1, 11)]}))
+    page = report("--since", "2h")[1]
+    assert re.findall(r'<li value="(\d+)">(\S+)', page) == [(str(n), f"kind-{n}") for n in (1, 2, 3, 9, 10)]
 
 
 def test_all_chart_ids_are_different(report, put, figures):
