@@ -17,6 +17,7 @@ import pytest
 from kwsiem import rights
 from kwsiem.alert import LEVELS
 from kwsiem.cli import main
+from kwsiem.cli import report as command
 from kwsiem.cli.report import facts, tally
 from kwsiem.cli.report.facts import Span, span_of
 from kwsiem.cli.report.page import Page, duration, words
@@ -252,7 +253,7 @@ def test_figures_journal_and_acknowledgements_are_in_it(report, put, figures):
         assert words_ in text
 
 
-def test_the_running_appliance_tells_what_is_blocked_and_how_outputs_are(report, put, tmp_path):
+def test_the_running_appliance_tells_what_is_blocked_and_how_outputs_are(report, put, tmp_path, monkeypatch):
     put((1, {}))
     output = {
         "name": "siem",
@@ -270,7 +271,9 @@ def test_the_running_appliance_tells_what_is_blocked_and_how_outputs_are(report,
     }  # fmt: skip
     blocks = {"mode": "on", "blocks": [{"network": "198.51.100.7"}]}
     with answering(tmp_path / "run", {"status": status, "blocks": blocks}):
-        found = report("--since", "2h", "--json")[1]
+        live = command._live(tmp_path / "run" / "control.sock")
+    monkeypatch.setattr(command, "_live", lambda socket: live)  # no fork beside our thread
+    found = report("--since", "2h", "--json")[1]
     assert found["running"]
     assert found["blocked_now"] == 1 and found["sources"][0]["blocked"] == "blocked now"
     assert found["outputs"][0]["fates"] == {
