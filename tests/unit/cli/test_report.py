@@ -38,7 +38,7 @@ small code span div table thead tbody tr th td br svg desc g rect line text poly
 """
 ATTRIBUTES = """
 lang charset http-equiv content name class id aria-labelledby aria-hidden role viewbox width
-height x y x1 x2 y1 y2 text-anchor preserveaspectratio points value
+height x y x1 x2 y1 y2 text-anchor preserveaspectratio points value scope
 """
 
 
