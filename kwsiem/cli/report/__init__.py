@@ -77,7 +77,8 @@ def execute(options: argparse.Namespace) -> int:
 
     def make() -> bytes:
         wrong = faults(live["status"]) if live else []
-        report = gather(state, settings.host, title, span_of(since_ns, until_ns), live, wrong)
+        span = span_of(since_ns, until_ns)
+        report = gather(state, settings.host, title, span, live, wrong, progress=not options.json)
         if options.json:
             return msgspec.json.format(msgspec.json.encode(report)) + b"\n"
         return page.render(report).encode("utf-8", "replace")

@@ -178,7 +178,14 @@ def span_of(since_ns: int, until_ns: int) -> Span:
 
 
 def gather(
-    state: Path, host: str, title: str, span: Span, live: Mapping[str, Any], faults: list[str]
+    state: Path,
+    host: str,
+    title: str,
+    span: Span,
+    live: Mapping[str, Any],
+    faults: list[str],
+    *,
+    progress: bool,
 ) -> Report:
     """The report; ``live`` is what the running appliance answers (``status``, ``blocked``), empty if not.
 
@@ -197,7 +204,7 @@ def gather(
         running=bool(status),
         problems=[safe(fault) for fault in faults],
     )
-    tally = _count(state / "kwsiem.db", span, report)
+    tally = _count(state / "kwsiem.db", span, report, progress)
     _take_over(report, tally)
     journal = _figures(Series(state / "series.db"), span, report)
     _blocks(report, journal, live.get("blocked"))
@@ -208,7 +215,7 @@ def gather(
 # alerts -----------------------------------------------------------------------------------------------
 
 
-def _count(path: Path, span: Span, report: Report) -> Tally:
+def _count(path: Path, span: Span, report: Report, progress: bool) -> Tally:
     """One pass over the alerts of the span, and of as long a span before it."""
     _check(path)
     tally = Tally(span.since_ns, span.until_ns, span.step_s * NS_PER_S)
@@ -217,7 +224,7 @@ def _count(path: Path, span: Span, report: Report) -> Tally:
     history = History(path)
     try:
         oldest, total = _extent(path, wanted)
-        with Progress("reading alerts", total, "alerts") as bar:
+        with Progress("reading alerts", total, "alerts", wanted=progress) as bar:
             for number, entry in enumerate(history.newest(wanted, 0)):
                 tally.take(entry)
                 if not number % 256:

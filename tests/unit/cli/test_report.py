@@ -495,7 +495,7 @@ def test_a_link_is_replaced_not_followed(report, put, tmp_path):
 
 def test_a_child_that_dies_is_a_failure(report, put, monkeypatch, tmp_path):
     put((1, {}))
-    monkeypatch.setattr(facts, "gather", lambda *_: os._exit(7))
+    monkeypatch.setattr(facts, "gather", lambda *_, **__: os._exit(7))
     code, _, said = report("--output", str(tmp_path / "r.html"))
     assert code == 1 and "ended with 7" in said
     assert not (tmp_path / "r.html").exists()
