@@ -61,8 +61,8 @@ class Figures:
     def read(self) -> dict[str, Any]:
         """The answer, as ``--json`` prints it; raises UnavailableError when the file cannot be read."""
         until_s = self._until_s if self._until_s is not None else wall_ns() // NS_PER_S
-        since_s = until_s - self._length_s
-        step_s = step_of(self._length_s, _MAX_ROWS)
+        since_s = max(0, until_s - self._length_s)
+        step_s = step_of(until_s - since_s, _MAX_ROWS)
         since_s -= since_s % step_s
         try:
             self._path.stat()

@@ -64,7 +64,7 @@ def execute(options: argparse.Namespace) -> int:
     from kwsiem.cli.report.page import Page  # noqa: PLC0415
 
     until_ns = options.until if options.until is not None else wall_ns()
-    since_ns = options.since if options.since is not None else until_ns - _WEEK_NS
+    since_ns = max(0, options.since if options.since is not None else until_ns - _WEEK_NS)
     if since_ns >= until_ns:
         print("kwsiem report: --since must be before --until", file=sys.stderr)
         return EXIT_USAGE

@@ -71,6 +71,15 @@ def test_until_ends_the_span(ask, put):
     assert json.loads(out)["figures"]["events"]["total"] == 20
 
 
+@pytest.mark.parametrize(
+    "words", [["--since", "20000d"], ["--since", "0001-01-02"], ["--since", "1h", "--until", "9999-12-30"]]
+)
+def test_a_span_of_any_length(ask, put, words):
+    put((5, {"events": {"tcp.syn": 7}}))
+    code, out, _ = ask(*words, "--name", "events")
+    assert code == 0 and "7 in all" in out
+
+
 def test_the_largest_labels_come_first_and_no_more_than_asked_for(ask, put):
     put((5, {"ports": {**{f"tcp/{n}": n for n in range(1, 31)}, "other": 100}}))
     code, out, _ = ask("--since", "1h", "--name", "ports", "--top", "3")

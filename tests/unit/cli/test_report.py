@@ -193,6 +193,15 @@ def test_until_and_the_default_of_a_week(report, put):
     assert report("--since", "7d", "--until", "24h", "--json")[1]["alerts"] == 2
 
 
+@pytest.mark.parametrize(
+    "words_", [["--since", "20000d"], ["--since", "0001-01-02"], ["--since", "1h", "--until", "9999-12-30"]]
+)
+def test_a_span_of_any_length(report, put, words_):
+    put((0.5, {}))
+    code, page, _ = report(*words_)
+    assert code == 0 and "1 alert in" in Reader(page).text
+
+
 def test_before_is_not_told_when_the_history_does_not_reach_back(report, put):
     put((1, {}), (30, {}))
     code, found, _ = report("--since", "24h", "--json")
