@@ -194,7 +194,7 @@ def test_until_and_the_default_of_a_week(report, put):
 
 
 @pytest.mark.parametrize(
-    "words_", [["--since", "20000d"], ["--since", "0001-01-02"], ["--since", "1h", "--until", "9999-12-30"]]
+    "words_", [["--since", "366d"], ["--since", "0001-01-02"], ["--since", "1h", "--until", "9999-12-30"]]
 )
 def test_a_span_of_any_length(report, put, words_):
     put((0.5, {}))
