@@ -24,13 +24,12 @@ import msgspec
 
 from kwsiem import rights
 from kwsiem.alert import LEVELS, first_id
-from kwsiem.cli.common import FORMAT_NAMES, Subparsers, add_json, command, operator, paint, table
-from kwsiem.clock import NS_PER_MS, NS_PER_S, iso, monotonic_s, wall_ns
+from kwsiem.cli.common import FORMAT_NAMES, Subparsers, add_json, command, moment, operator, paint, table
+from kwsiem.clock import NS_PER_MS, NS_PER_S, iso, monotonic_s
 from kwsiem.config import Settings, load_settings
 from kwsiem.control import ask
 from kwsiem.errors import EXIT_GOOD, KwsiemError, UnavailableError
 from kwsiem.outbox.history import PAGE, Endpoint, Entry, History, Summary, Wanted
-from kwsiem.rules.duration import parse_duration
 from kwsiem.series import FILE_NAME, Acknowledged, Series
 from kwsiem.text import ELLIPSIS, clean, without_reordering
 
@@ -72,9 +71,9 @@ def add(commands: Subparsers) -> None:
         "--limit", type=_limit, default=20, metavar="N", help="how many at most (default 20; 0: all)"
     )
     parser.add_argument(
-        "--since", type=_moment, metavar="T", help="raised since: 30m, 2h, 7d ago, or 2026-01-31[T12:00[Z]]"
+        "--since", type=moment, metavar="T", help="raised since: 30m, 2h, 7d ago, or 2026-01-31[T12:00[Z]]"
     )
-    parser.add_argument("--until", type=_moment, metavar="T", help="raised before that")
+    parser.add_argument("--until", type=moment, metavar="T", help="raised before that")
     parser.add_argument("--rule", metavar="ID", help="id of the rule, or a pattern such as 'ssh-*'")
     parser.add_argument("--source", type=_network, metavar="IP", help="address or network of the source")
     parser.add_argument("--level", choices=tuple(LEVELS), help="least level")
@@ -195,21 +194,6 @@ def _limit(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > _MAX_LIMIT:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to {_MAX_LIMIT}, got {text!r}")
     return int(text)
-
-
-def _moment(text: str) -> int:
-    """Wall time in nanoseconds: so long ago, or an ISO 8601 time, local where it names no zone."""
-    try:
-        return wall_ns() - parse_duration(text)
-    except ValueError:
-        pass
-    try:
-        moment = datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text)
-        return int(moment.timestamp()) * NS_PER_S + moment.microsecond * 1000
-    except (ValueError, OverflowError, OSError):
-        raise argparse.ArgumentTypeError(
-            f"expected a time such as 2h, 7d, 2026-01-31 or 2026-01-31T12:00:00Z, got {text!r}"
-        ) from None
 
 
 def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from kwsiem.cli.common import Subparsers, add_json, command, paint, plain, print_json, table
+from kwsiem.cli.progress import Progress
 from kwsiem.config import load_settings
 from kwsiem.control import ask
 from kwsiem.errors import EXIT_CHECK_FAILED, EXIT_GOOD, ConfigError, KwsiemError
@@ -169,13 +169,11 @@ def _entry(where: str, line: str) -> dict[str, Any]:
 def _send(options: argparse.Namespace, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Bring entries to the appliance in portions, with progress on a terminal."""
     results: list[dict[str, Any]] = []
-    for first in range(0, len(entries), _IMPORT_ENTRIES):
-        answer = _ask(options, verb="add", entries=entries[first : first + _IMPORT_ENTRIES])
-        results += answer["results"]
-        if sys.stderr.isatty() and len(entries) > 10 * _IMPORT_ENTRIES:
-            print(f"\r{len(results)} of {len(entries)}", end="", file=sys.stderr, flush=True)
-    if sys.stderr.isatty() and len(entries) > 10 * _IMPORT_ENTRIES:
-        print(file=sys.stderr)
+    with Progress("blocking", len(entries), "addresses", wanted=not options.json) as bar:
+        for first in range(0, len(entries), _IMPORT_ENTRIES):
+            answer = _ask(options, verb="add", entries=entries[first : first + _IMPORT_ENTRIES])
+            results += answer["results"]
+            bar.at(len(results))
     return results
 
 

@@ -58,7 +58,7 @@ def execute(options: argparse.Namespace) -> int:
     report["catalog"] = problems
     if not options.no_probes:
         try:
-            results = check_probes(settings)
+            results = check_probes(settings, progress=not options.json)
             report["probes"] = [vars(result) for result in results]
             if any(result.state == "failed" for result in results):
                 code = EXIT_CHECK_FAILED

@@ -8,14 +8,17 @@ import os
 import pwd
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from kwsiem.clock import NS_PER_S, wall_ns
 from kwsiem.config import Settings, load_settings, resolve
 from kwsiem.errors import ConfigError
 from kwsiem.output_settings import ConsoleSettings, FileSettings, OutputSettings
+from kwsiem.rules.duration import parse_duration
 from kwsiem.sensor.catalog import Catalog, read_catalog
 
 FORMAT_NAMES: Final = ("ecs", "json", "cef", "leef", "ocsf", "gelf", "text")
@@ -49,6 +52,21 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 def add_json(parser: argparse._ActionsContainer) -> None:
     """``--json``, as every query has."""
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
+
+
+def moment(text: str) -> int:
+    """Wall time in nanoseconds of an option: so long ago, or ISO 8601, local where it names no zone."""
+    try:
+        return wall_ns() - parse_duration(text)
+    except ValueError:
+        pass
+    try:
+        found = datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text)
+        return int(found.timestamp()) * NS_PER_S + found.microsecond * 1000
+    except (ValueError, OverflowError, OSError):
+        raise argparse.ArgumentTypeError(
+            f"expected a time such as 2h, 7d, 2026-01-31 or 2026-01-31T12:00:00Z, got {text!r}"
+        ) from None
 
 
 def settings_of(options: argparse.Namespace) -> Settings:

@@ -20,6 +20,7 @@ from kwsiem.cli.common import (
     settings_of,
     table,
 )
+from kwsiem.cli.progress import Progress
 from kwsiem.config import Settings
 from kwsiem.decode import LineDecoder
 from kwsiem.errors import EXIT_CHECK_FAILED, EXIT_GOOD, UnavailableError
@@ -51,7 +52,7 @@ def execute(options: argparse.Namespace) -> int:
     settings = settings_of(options)
     catalog = catalog_of(settings)
     if options.what == "check":
-        results = check_probes(settings)
+        results = check_probes(settings, progress=not options.json)
         bad = any(result.state == "failed" for result in results) or bool(catalog.problems)
         if options.json:
             print_json([vars(result) for result in results])
@@ -99,12 +100,18 @@ class Result:
     reason: str
 
 
-def check_probes(settings: Settings) -> list[Result]:
+def check_probes(settings: Settings, *, progress: bool) -> list[Result]:
     """Lint, preflight and really start each probe until its first heartbeat; needs root."""
     if os.geteuid() != 0:
         raise UnavailableError("checking probes needs root: bpftrace loads them into the kernel; try sudo")
     version = bpftrace_version(settings.bpftrace)
-    return [check_probe(settings, version, spec) for spec in catalog_of(settings).probes.values()]
+    specs = catalog_of(settings).probes.values()
+    results: list[Result] = []
+    with Progress("starting probes", len(specs), "probes", wanted=progress) as bar:
+        for spec in specs:
+            bar.at(len(results))
+            results.append(check_probe(settings, version, spec))
+    return results
 
 
 def check_probe(settings: Settings, version: Version, spec: ProbeSpec) -> Result:

@@ -6,10 +6,13 @@ With ``--diff`` through two rule files, and what the second one would change.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
+import stat
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import msgspec
 
@@ -28,6 +31,7 @@ from kwsiem.cli.common import (
     settings_of,
     table,
 )
+from kwsiem.cli.progress import Progress
 from kwsiem.cli.ruleset import rules_of
 from kwsiem.compare import Difference, Opened
 from kwsiem.config import Settings
@@ -82,7 +86,10 @@ def execute(options: argparse.Namespace) -> int:
         return _compare(options, settings, catalog)
     render = FORMATS["json" if options.json else options.format]
 
+    bar = _bar(options)
+
     def emit(alert: Alert) -> None:
+        bar.clear()  # both may be the same terminal
         print(render(document(alert)))
 
     replay = Replay(
@@ -92,8 +99,9 @@ def execute(options: argparse.Namespace) -> int:
         host=settings.host,
         probe=_probe(options.probe, catalog),
     )
-    _feed_all(options.files, replay)
-    replay.finish()
+    with bar:
+        _feed_all(options.files, replay, bar)
+        replay.finish()
     _say_summary(replay)
     return EXIT_CHECK_FAILED if replay.rejected else EXIT_GOOD
 
@@ -104,7 +112,8 @@ def _compare(options: argparse.Namespace, settings: Settings, catalog: Catalog) 
     comparison = Comparison(
         before, after, catalog.kinds(), host=settings.host, probe=_probe(options.probe, catalog)
     )
-    _feed_all(options.files, comparison)
+    with _bar(options) as bar:
+        _feed_all(options.files, comparison, bar)
     found = comparison.finish()
     if options.json:
         print_json(_as_json(settings.rules, options.diff, comparison.replay, found))
@@ -229,20 +238,51 @@ def _moved(old: Opened, new: Opened) -> str:
     return f"({', '.join(notes)})"
 
 
-def _open(name: str) -> IO[bytes]:
-    if name == "-":
-        return sys.stdin.buffer
+def _bar(options: argparse.Namespace) -> Progress:
+    return Progress("replaying", _bytes_of(options.files), "B", wanted=not options.json)
+
+
+def _bytes_of(names: list[str]) -> int:
+    """Bytes of all files as they lie on disk; 0 when one is a pipe, or not there."""
     try:
-        return gzip.open(name) if name.endswith(".gz") else Path(name).open("rb")  # type: ignore[return-value]
+        sizes = [Path(name).stat() for name in names if name != "-"]
+    except OSError:
+        return 0
+    regular = len(sizes) == len(names) and all(stat.S_ISREG(one.st_mode) for one in sizes)
+    return sum(one.st_size for one in sizes) if regular else 0
+
+
+@contextlib.contextmanager
+def _open(name: str) -> Iterator[tuple[Iterable[bytes], Callable[[], int]]]:
+    """The lines of a file, and what tells how many of its bytes on disk have been read."""
+    if name == "-":
+        yield sys.stdin.buffer, lambda: 0
+        return
+    try:
+        file = Path(name).open("rb")  # noqa: SIM115 - closed below
     except OSError as error:
         raise UnavailableError(f"{name}: {error.strerror}") from None
+    with file:
+        yield (gzip.GzipFile(fileobj=file) if name.endswith(".gz") else file), file.tell
 
 
-def _feed_all(names: list[str], replay: Replay | Comparison) -> None:
+def _feed_all(names: list[str], replay: Replay | Comparison, bar: Progress) -> None:
     read = replay.replay if isinstance(replay, Comparison) else replay
+    done = 0
     for name in names:
-        with _open(name) as lines:
+        with _open(name) as (lines, place):
             try:
-                replay.feed(lines)
+                replay.feed(_watched(lines, place, done, bar) if bar.active else lines)
             except (OSError, EOFError, msgspec.DecodeError) as error:
                 raise UnavailableError(f"{name}: line {read.lines + 1}: {error}") from None
+            done += place()
+
+
+def _watched(lines: Iterable[bytes], place: Callable[[], int], done: int, bar: Progress) -> Iterator[bytes]:
+    """The lines; the bar hears how far they have been read."""
+    passed = 0
+    for number, line in enumerate(lines):
+        if not number % 256:
+            bar.at(done + (place() or passed))
+        passed += len(line)
+        yield line

@@ -27,6 +27,7 @@ from kwsiem.cli.common import (
     settings_of,
     table,
 )
+from kwsiem.cli.progress import Progress
 from kwsiem.cli.ruleset import rules_of
 from kwsiem.errors import EXIT_CHECK_FAILED, EXIT_GOOD, EXIT_USAGE
 from kwsiem.rules.duration import format_duration
@@ -34,10 +35,10 @@ from kwsiem.rules.explain import fires, looks_at, sentence, step_lines
 from kwsiem.rules.files import read_rule_file
 from kwsiem.rules.load import load_rules
 from kwsiem.rules.model import Rule, RuleSet
-from kwsiem.rules.report import nearest
+from kwsiem.rules.report import Report, nearest
 from kwsiem.rules.schema import rules_schema
 from kwsiem.rules.source import Source
-from kwsiem.rules.testing import Checked, Collector
+from kwsiem.rules.testing import Checked, Collector, RuleTest
 
 _RULE_HELP: Final = "a rule's id, or a pattern such as 'tcp-*'"
 
@@ -337,11 +338,17 @@ def _load(options: argparse.Namespace, files: Sequence[str]) -> _Loaded:
     settings = settings_of(options)
     catalog = catalog_of(settings)
     collector = Collector()
-    if files:
-        sources = [Source(name, read_rule_file(Path(name))) for name in files]
-        ruleset = load_rules(sources, catalog.kinds(), collector)
-    else:
-        ruleset = rules_of(settings, catalog, collector)
+    with Progress("testing rules", 0, "rules", wanted=not options.json) as bar:
+
+        def judge(report: Report, rule: Rule, tests: list[RuleTest]) -> None:
+            collector(report, rule, tests)
+            bar.at(len(collector.rules))
+
+        if files:
+            sources = [Source(name, read_rule_file(Path(name))) for name in files]
+            ruleset = load_rules(sources, catalog.kinds(), judge)
+        else:
+            ruleset = rules_of(settings, catalog, judge)
     return _Loaded(ruleset, collector.rules)
 
 

@@ -1,4 +1,7 @@
-"""``kwsiem stats``: the ledger, from lines read to alerts delivered, and whether it balances."""
+"""``kwsiem stats``: the ledger, from lines read to alerts delivered, and whether it balances.
+
+With ``--since`` the history of figures.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,14 @@ from typing import Any
 import msgspec
 
 from kwsiem import metrics, rights
-from kwsiem.cli.common import Subparsers, add_json, command, paint, plain, print_json, table
+from kwsiem.cli.common import Subparsers, add_json, command, moment, paint, plain, print_json, table
+from kwsiem.cli.figures import add_figures, figures_of
+from kwsiem.cli.figures import render as render_figures
+from kwsiem.cli.follow import add_follow, follow
+from kwsiem.clock import wall_ns
 from kwsiem.config import Settings, load_settings
 from kwsiem.control import ask
-from kwsiem.errors import EXIT_CHECK_FAILED, EXIT_GOOD, UnavailableError
+from kwsiem.errors import EXIT_CHECK_FAILED, EXIT_GOOD, EXIT_USAGE, UnavailableError
 from kwsiem.outbox import read_ledger
 from kwsiem.rule_figures import RuleCounts
 
@@ -29,23 +36,46 @@ def add(commands: Subparsers) -> None:
         [
             "sudo kwsiem stats",
             "sudo kwsiem stats --json | jq .outputs",
+            "sudo kwsiem stats --since 1h",
+            "sudo kwsiem stats --since 24h --name packets",
+            "sudo kwsiem stats --follow --interval 5",
             "sudo kwsiem stats --metrics > /var/lib/node_exporter/kwsiem.prom",
         ],
         execute=execute,
     )
     parser.add_argument("--config", type=Path, metavar="F", help="settings file of the running appliance")
     parser.add_argument("--runtime", metavar="DIR", help="its runtime folder (default /run/kwsiem)")
+    parser.add_argument("--state-dir", metavar="DIR", help="its state folder (default /var/lib/kwsiem)")
+    parser.add_argument(
+        "--since", type=moment, metavar="T", help="the figures from: 1h, 7d ago, or 2026-01-31[T12:00[Z]]"
+    )
+    parser.add_argument("--until", type=moment, metavar="T", help="up to (default now)")
+    add_figures(parser)
+    add_follow(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--metrics", action="store_true", help="print Prometheus metrics")
     add_json(parser)
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Ask the running appliance."""
+    """Ask the running appliance; with ``--since`` the history of figures."""
+    if options.since is None and (options.until is not None or options.name):
+        return _usage("--until and --name need --since")
+    if options.metrics and (options.since is not None or options.follow):
+        return _usage("--metrics prints the page of now")
+    if options.since is not None:
+        return _figures(options)
     socket = Path(options.runtime) / "control.sock" if options.runtime else None
     settings = load_settings(options.config)
     if options.metrics:
         return _print_metrics(ask(socket or settings.control_socket, {"command": "metrics"}))
+    if options.follow:
+        return follow(
+            lambda: ledger(ask(socket or settings.control_socket, {"command": "status"})),
+            render,
+            options.interval,
+            as_json=options.json,
+        )
     try:
         status = ask(socket or settings.control_socket, {"command": "status"})
     except UnavailableError as error:
@@ -58,6 +88,26 @@ def execute(options: argparse.Namespace) -> int:
     else:
         print(render(found))
     return EXIT_GOOD if found["balanced"] else EXIT_CHECK_FAILED
+
+
+def _usage(text: str) -> int:
+    print(f"kwsiem stats: {text}", file=sys.stderr)
+    return EXIT_USAGE
+
+
+def _figures(options: argparse.Namespace) -> int:
+    """The figures of a span, once or again and again."""
+    if options.since >= (options.until if options.until is not None else wall_ns()):
+        return _usage("--since must be before --until")
+    found = figures_of(options)
+    if options.follow:
+        return follow(found.read, render_figures, options.interval, as_json=options.json)
+    answer = found.read()
+    if options.json:
+        print_json(answer)
+    else:
+        print(render_figures(answer))
+    return EXIT_GOOD
 
 
 def _print_metrics(answer: Mapping[str, Any]) -> int:

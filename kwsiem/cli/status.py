@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kwsiem.cli.common import Subparsers, add_json, command, paint, plain, print_json, table
+from kwsiem.cli.follow import add_follow, follow
 from kwsiem.config import load_settings
 from kwsiem.control import ask
 from kwsiem.errors import EXIT_CHECK_FAILED, EXIT_GOOD
@@ -20,18 +22,26 @@ def add(commands: Subparsers) -> None:
         commands,
         "status",
         "show what each probe, rule file, process and output is doing (exit 1 when something is wrong)",
-        ["sudo kwsiem status", "sudo kwsiem status --json | jq .probes"],
+        [
+            "sudo kwsiem status",
+            "sudo kwsiem status --json | jq .probes",
+            "sudo kwsiem status --follow --interval 5",
+        ],
         execute=execute,
     )
     parser.add_argument("--config", type=Path, metavar="F", help="settings file of the running appliance")
     parser.add_argument("--runtime", metavar="DIR", help="its runtime folder (default /run/kwsiem)")
+    add_follow(parser)
     add_json(parser)
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Ask the running appliance."""
+    """Ask the running appliance; with ``--follow`` until interrupted."""
     socket = Path(options.runtime) / "control.sock" if options.runtime else None
-    status = ask(socket or load_settings(options.config).control_socket, {"command": "status"})
+    question = partial(ask, socket or load_settings(options.config).control_socket, {"command": "status"})
+    if options.follow:
+        return follow(question, render, options.interval, as_json=options.json)
+    status = question()
     if options.json:
         print_json(status)
     else:
@@ -113,7 +123,7 @@ def render(status: dict[str, Any]) -> str:
     rules = status["rules"]
     parts = [
         paint(f"kwsiem {status['version']}", "bold")
-        + f" on {status['host']}, pid {status['pid']}, since {status['since']},"
+        + f" on {plain(status['host'])}, pid {status['pid']}, since {status['since']},"
         + f" bpftrace {status['bpftrace']}",
         "",
         _section(
@@ -167,7 +177,7 @@ def _more_rules(rules: dict[str, Any]) -> list[str]:
 
 
 def _section(*heads: str, rows: list[list[str]]) -> str:
-    lines = table([list(heads), *rows]).split("\n")
+    lines = table([list(heads), *([plain(cell) for cell in row] for row in rows)]).split("\n")
     return "\n".join([paint(lines[0], "dim"), *lines[1:]])
 
 

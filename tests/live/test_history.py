@@ -1,8 +1,10 @@
 """``kwsiem alerts --follow`` beside the real courier, as root and without its rights."""
 
 import json
+import os
 import select
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -57,6 +59,17 @@ def test_new_alerts_are_followed_while_the_courier_writes_them(tmp_path, monkeyp
             [*argv, "show", written[0]], capture_output=True, check=True, text=True, timeout=20
         )
         assert "TCP port scan" in shown.stdout and "2. tcp.syn" in shown.stdout
+        target = tmp_path / "report.html"
+        span = ["--since", "2026-01-01", "--until", "2026-01-04"]  # when the alerts say that they were raised
+        subprocess.run(
+            [*argv[:-1], "report", *span, "--output", str(target)],
+            check=True,
+            stderr=subprocess.PIPE,
+            timeout=20,
+        )
+        page = target.read_text()
+        assert all(said in page for said in ("12 alerts", "TCP port scan", "198.51.100.7", written[0]))
+        assert stat.S_IMODE(target.stat().st_mode) == 0o600 and target.stat().st_uid == os.geteuid()
         # Nothing that belongs to root lies there now: the courier could not write it.
         assert {path.stat().st_uid for path in state.iterdir()} == {state.stat().st_uid}
     finally:
