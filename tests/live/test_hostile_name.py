@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from html.parser import HTMLParser
 
 import pytest
 from appliance import SOURCE, RunningAppliance
@@ -45,6 +46,21 @@ def lab():
         yield made
 
 
+class Page(HTMLParser):
+    """What a page is made of, and its text."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.text = set(), ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+
+    def handle_data(self, data):
+        self.text += data
+
+
 def kwsiem(appliance, *words):
     argv = [sys.executable, "-m", "kwsiem", *words, "--config", str(appliance.folder / "kwsiem.yaml")]
     done = subprocess.run(argv, cwd=SOURCE, capture_output=True, timeout=30, check=True)
@@ -67,15 +83,17 @@ def test_names_made_to_do_harm_are_shown_and_do_none(lab, tmp_path):
             kwsiem(appliance, *words)
             for words in (("alerts",), ("alerts", "show", alert["event"]["id"]), ("top", "--once"))
         ]
-    views += [kwsiem(appliance, "replay", str(appliance.recording)), appliance.log.read_text()]
+        report = kwsiem(appliance, "report", "--since", "1h", "--output", "-")
+    page = Page(report)
+    assert not {"script", "a", "img", "link", "iframe"} & page.tags, page.tags
+    views += [page.text, kwsiem(appliance, "replay", str(appliance.recording)), appliance.log.read_text()]
     for text in views:
         assert not HARM.search(text), text
     for name in NAMES:
         known = HARM.sub("\ufffd", name)[:60]  # of a long one the probe tells the beginning
-        assert (
-            known in server.shown[0].text
-        )  # which took it: there is no tag in it that Telegram does not know
+        assert known in server.shown[0].text  # Telegram took it: no tag in it that is not known there
         assert known in views[1]
+        assert known in page.text
         assert any(
             value.startswith(CONTROL.sub("\ufffd", name)[:60]) for value in alert["kwsiem"]["alert"]["values"]
         )
