@@ -43,7 +43,7 @@ MINUTE_LABELS: Final = 200
 TOP: Final[Mapping[str, int]] = {"ports": 20, "sources": 50}
 #: Above any count of a minute, and low enough that sums of years of them are exact.
 MAX_VALUE: Final = 2**46
-JOURNAL_A_MINUTE: Final = 600
+JOURNAL_A_MINUTE: Final = 3000
 JOURNAL_ROWS: Final = 1_000_000
 JOURNAL_FIELDS: Final = 32
 JOURNAL_TEXT: Final = 256

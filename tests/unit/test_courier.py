@@ -48,6 +48,7 @@ from kwsiem.output_settings import (
     TelegramSettings,
 )
 from kwsiem.series import Acknowledged, Journal, Series
+from kwsiem.series_file import SeriesFile, SeriesWriter
 
 DEADLINE_S = 20.0
 WITHOUT_STDOUT = "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
@@ -611,3 +612,29 @@ def test_two_chats_get_their_own_answers():
     assert {user: answer.error for user, answer in found.items()} == {1: "1", 2: "2"}
     ours.close()
     theirs.close()
+
+
+def test_of_two_who_acknowledge_the_first_is_told_to_both(tmp_path):
+    """In a chat and by the control socket, whose word goes on to the chats."""
+    courier = object.__new__(courier_module.CourierProcess)
+    courier.series = SeriesWriter(SeriesFile(tmp_path / "series.db", max_age_s=0, max_bytes=1 << 28))
+    told = []
+
+    class Chat:
+        class chat:
+            name = "chat"
+            acknowledged = staticmethod(lambda *words: told.append(words))
+
+    courier._chats = [Chat]
+    name = "an\x1bna (chat user 7)"
+    assert courier._acknowledge_chat("i1", name) == name
+    assert courier._acknowledge_chat("i1", name) == name
+    assert courier._acknowledge_chat("i1", "bert") == "an\ufffdna (chat user 7)"
+    courier._acknowledged(Acknowledge(incident_id="i2", who="root", at_ns=5))
+    courier.series.close(20)
+    assert told == [("i2", "root")]
+    assert Series(tmp_path / "series.db").acknowledged(["i2"])["i2"].who == "root"
+    assert courier._acknowledge_chat("i2", "bert") == "root"
+    courier.series.file.close()
+    shutil.rmtree(tmp_path)
+    assert courier._acknowledge_chat("i3", "bert") == "bert", "what cannot be written is said all the same"
