@@ -371,6 +371,8 @@ def _blocks(report: Report, journal: list[Journal], blocked_now: list[str] | Non
     report.blocked_now = None if blocked_now is None else len(blocked_now)
     for source in report.sources:
         source.blocked = fates.get(source.address, "")
+        if blocked_now is not None and source.blocked == _FATES["blocked"]:
+            source.blocked = "was blocked"
         if blocked_now is not None and _is_in(source.address, blocked_now):
             source.blocked = "blocked now"
 
