@@ -36,6 +36,8 @@ MAX_BLOCK_LINES: Final = 25
 #: Entries of our own journal that are looked at, the newest ones.
 _MAX_JOURNAL: Final = 10_000
 _MAX_BARS: Final = 180
+#: Figures are told so often (``history.every_s`` as shipped), and a second more.
+_TOLD_S: Final = 11.0
 _DAY_S: Final = 86_400
 _STEPS_S: Final = (
     60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200, _DAY_S, 2 * _DAY_S, 7 * _DAY_S,
@@ -326,10 +328,17 @@ def _probes(report: Report, ran: Mapping[str, list[int]], span: Span) -> None:
     report.figures_since_ns = span.since_ns + first * span.step_s * NS_PER_S
     for name, values in list(ran.items())[:MAX_OTHERS]:
         parts = [
-            None if index < first else min(1.0, value / _length_s(span, index))
+            None if index < first else _part(value, _length_s(span, index))
             for index, value in enumerate(values)
         ]
         report.probes.append(Running(safe(name), sum(values), list(parts)))
+
+
+def _part(up_s: int, length_s: float) -> float | None:
+    """The part of a step; what is told only in the next minute is not missing."""
+    if not up_s and length_s <= _TOLD_S:
+        return None
+    return 1.0 if up_s >= length_s - _TOLD_S else up_s / length_s
 
 
 def _length_s(span: Span, index: int) -> float:
@@ -371,6 +380,8 @@ def _blocks(report: Report, journal: list[Journal], blocked_now: list[str] | Non
     report.blocked_now = None if blocked_now is None else len(blocked_now)
     for source in report.sources:
         source.blocked = fates.get(source.address, "")
+        if blocked_now is not None and source.blocked == _FATES["blocked"]:
+            source.blocked = "was blocked"
         if blocked_now is not None and _is_in(source.address, blocked_now):
             source.blocked = "blocked now"
 

@@ -252,6 +252,8 @@ def test_figures_journal_and_acknowledgements_are_in_it(report, put, figures):
     ]
     net = next(probe for probe in found["probes"] if probe["name"] == "net")
     assert net["up_s"] == 60 and 1.0 in net["steps"] and None in net["steps"] and 0.0 in net["steps"]
+    auth = next(probe for probe in found["probes"] if probe["name"] == "auth")
+    assert 0.5 in auth["steps"] and 1.0 not in auth["steps"]
     assert found["blocks"]["counts"] == {"blocked": 1, "refused": 1}
     assert found["blocks"]["refused"] == {"gateway": 1}
     assert found["sources"][0]["blocked"] == "blocked"
@@ -293,6 +295,14 @@ def test_the_running_appliance_tells_what_is_blocked_and_how_outputs_are(report,
         "filtered": 0,
     }
     assert found["problems"] == ["output siem is failing: refused"]
+
+
+@pytest.mark.parametrize(
+    ("up_s", "length_s", "part"),
+    [(60, 60, 1), (50, 60, 1), (30, 60, 0.5), (0, 60, 0), (0, 5, None), (3, 5, 1)],
+)
+def test_a_step_in_which_the_last_seconds_are_not_told_yet_is_whole(up_s, length_s, part):
+    assert facts._part(up_s, length_s) == part
 
 
 def test_an_address_is_blocked_with_its_network():
