@@ -11,6 +11,7 @@ import fcntl
 import logging
 import os
 import pwd
+import re
 import selectors
 import signal
 import socket
@@ -30,6 +31,7 @@ from kwsiem.control import ControlServer
 from kwsiem.errors import EXIT_GOOD, ConfigError, LinkError, UnavailableError
 from kwsiem.link import Link, link_pair
 from kwsiem.messages import (
+    Acknowledge,
     BlockRequest,
     BlockWithdrawn,
     ChatAnswer,
@@ -54,6 +56,7 @@ from kwsiem.messages import (
     RulesOffer,
     RulesTaken,
     RuleStats,
+    SeriesTold,
     Stats,
     Stop,
 )
@@ -63,6 +66,8 @@ from kwsiem.sensor.catalog import BTF, Catalog, lint_probe, read_catalog
 from kwsiem.sensor.child import bpftrace_version
 from kwsiem.sensor.supervisor import TRACING, Supervisor
 from kwsiem.sensor.worker import Worker
+from kwsiem.series_feed import SensorFigures
+from kwsiem.text import clean, without_reordering
 from kwsiem.usage import usage_of
 from kwsiem.watch import LOOK_S, FolderWatch, signature
 
@@ -75,7 +80,12 @@ FIGURES_S: Final = 2.0
 #: What a chat shows of an output.
 _IN_SHORT: Final = ("name", "state", "waiting")
 
+#: What alert.py makes, and room for more.
+INCIDENT_ID: Final = re.compile(r"[0-9A-Za-z-]{1,64}")
+MAX_WHO: Final = 128
+
 log = logging.getLogger("kwsiem.sensor")
+audit = logging.getLogger("kwsiem.audit")
 
 
 class Appliance:
@@ -96,6 +106,7 @@ class Appliance:
         if settings.metrics.listen:
             self._workers.append(self.exporter)
         self.rule_figures = RuleFigures()
+        self.series = SensorFigures(settings.history.every_s, self._tell_courier)
         self.supervisor = Supervisor(self, settings.bpftrace, self.version)
         self.rules = RuleFiles(Path(settings.rules), Path(settings.rules_dir), settings.user)
         self.catalog: Catalog = read_catalog([Path(folder) for folder in settings.probes])
@@ -152,6 +163,7 @@ class Appliance:
             if now_s >= next_offset_s:
                 next_offset_s = now_s + OFFSET_S
                 self._to_engine(ClockOffset(offset_ns=clock.wall_offset_ns()))
+            self.series.tick(self._running_probes, self._blocks_by_mode, self._usages)
             if self.exporter.ready and now_s >= next_figures_s:
                 next_figures_s = now_s + FIGURES_S
                 self._export()
@@ -257,6 +269,7 @@ class Appliance:
                 record=bool(recording),
                 snapshots=True,
                 event_log=event_log_of(self.settings),
+                figures_s=self.settings.history.every_s,
             )
             engine.send(start, [*self._state_fds, *recording])
             self._serve(self.engine, self._from_engine)
@@ -479,9 +492,25 @@ class Appliance:
             return self.blocker.answer(request)
         if request.get("command") == "retry_dead":
             return self._retry_dead(str(request.get("output", "")))
-        return {
-            "error": f"unknown command {request.get('command')!r}, known: status, metrics, blocks, retry_dead"
-        }
+        if request.get("command") == "acknowledge":
+            return self._acknowledge(request)
+        known = "status, metrics, blocks, retry_dead, acknowledge"
+        return {"error": f"unknown command {request.get('command')!r}, known: {known}"}
+
+    def _acknowledge(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Somebody on this host who may use the control socket acknowledges an incident."""
+        incident = request.get("incident_id")
+        who = without_reordering(clean(str(request.get("who") or ""), MAX_WHO)).strip()
+        error = ""
+        if not (isinstance(incident, str) and INCIDENT_ID.fullmatch(incident)):
+            error, incident = "incident_id: expected the id of an incident", clean(str(incident), MAX_WHO)
+        elif not who:
+            error = "who: expected a name"
+        elif not self._tell_courier(Acknowledge(incident_id=incident, who=who, at_ns=clock.wall_ns())):
+            error = "the courier does not answer"
+        extra = {"action": "acknowledge", "user_name": who, "incident": incident}
+        audit.info("control", extra=extra | {"outcome": "refused" if error else "done", "reason": error})
+        return {"error": error} if error else {"acknowledged": incident}
 
     def _retry_dead(self, output: str) -> dict[str, Any]:
         if output not in {settings.name for settings in self.settings.outputs}:
@@ -541,6 +570,24 @@ class Appliance:
             for worker in self._workers
         ]
 
+    def _running_probes(self) -> list[str]:
+        return [
+            probe["name"]
+            for probe in self.supervisor.status(clock.monotonic_s())
+            if probe["state"] == "ready"
+        ]
+
+    def _blocks_by_mode(self) -> dict[str, int]:
+        return Counter(decision.mode for decision in self.blocker.decisions)
+
+    def _usages(self) -> list[dict[str, Any]]:
+        now_s = clock.monotonic_s()
+        return _usages(self.supervisor.status(now_s), self._processes(now_s))
+
+    def _tell_courier(self, message: SeriesTold | Acknowledge) -> bool:
+        """False when the courier does not take it now."""
+        return bool(self.courier.link and self.courier.ready and self.courier.link.send(message))
+
     def figures(self) -> dict[str, Any]:
         """What metrics are made of, but for what the engine and the courier say of themselves."""
         now_s = clock.monotonic_s()
@@ -556,10 +603,11 @@ class Appliance:
             "rules": {key: rules[key] for key in ("rules", "stale", "skipped")},
             "processes": processes,
             "usage": _usages(probes, processes),
+            "series_lost": self.series.lost,
             "blocking": {
                 "mode": blocking["mode"],
                 "counters": blocking["counters"],
-                "by_mode": Counter(decision.mode for decision in self.blocker.decisions),
+                "by_mode": self._blocks_by_mode(),
                 "firewall_error": bool(blocking["firewall_error"]),
             },
             "bad_messages": self._bad_messages,
@@ -572,7 +620,7 @@ def _usages(probes: list[dict[str, Any]], processes: list[dict[str, Any]]) -> li
     running += [(process["name"], "", process["pid"]) for process in processes if process["pid"]]
     running += [("bpftrace", probe["name"], probe["pid"]) for probe in probes if probe["pid"]]
     return [
-        {"process": name, "probe": probe, **usage._asdict()}
+        {"process": name, "probe": probe, "pid": pid, **usage._asdict()}
         for name, probe, pid in running
         if (usage := usage_of(pid)) is not None
     ]

@@ -31,6 +31,8 @@ from kwsiem.yamltree import Node, place_of, read_document
 CONFIG_PATH: Final = Path("/etc/kwsiem/kwsiem.yaml")
 #: The longest time-out of an ipset (2^31 ms, ipset(8)); about 24 days.
 MAX_BLOCK_S: Final = 2_147_483
+#: Below that a history of figures is not worth its name.
+LEAST_HISTORY_BYTES: Final = 2**20
 CONFIG_VARIABLE: Final = "KWSIEM_CONFIG"
 
 
@@ -99,6 +101,24 @@ class EventLogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     compress: bool = False
 
 
+class HistorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What ``kwsiem report`` and ``stats --since`` can look back on.
+
+    Figures, our own events, acknowledgements and settled alerts are kept for ``max_age_d`` days (0: no limit;
+    alerts no longer than ``history_alerts`` says), the first three within ``max_bytes`` too. Figures are
+    written each ``every_s``.
+    """
+
+    max_age_d: float = 30.0
+    max_bytes: int = 256 * 2**20
+    every_s: float = 10.0
+
+    @property
+    def max_age_s(self) -> float:
+        """The same in seconds."""
+        return self.max_age_d * 86_400
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings of the appliance, resolved.
 
@@ -124,6 +144,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     env_file: str = "/etc/kwsiem/env"
     history_alerts: int = 100_000
     outbox_max_bytes: int = 1 << 30
+    history: HistorySettings = HistorySettings()
     outputs: tuple[OutputSettings, ...] = ()
     blocking: BlockingSettings = BlockingSettings()
     metrics: MetricsSettings = MetricsSettings()
@@ -211,6 +232,8 @@ _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "history_alerts": (20_000, 10_000_000),  # what the engine may send again
     "outbox_max_bytes": (2**20, 2**40),
     "rate_per_min": (0, 60_000),
+    "max_age_d": (0, 3650),
+    "every_s": (1, 60),
     "max_age_s": (0, 10 * 365 * 86400),
     "acknowledge_timeout_s": (1, 3600),
     "chunk_bytes": (512, 65_467),
@@ -261,6 +284,8 @@ class _Reader:
                 result[key] = self._metrics(here, item)
             elif cls is Settings and key == "event_log":
                 result[key] = self._event_log(here, item)
+            elif cls is Settings and key == "history":
+                result[key] = self._history(here, item)
             else:
                 self._convert(here, item, fields[key].type, result)
         for name, field in fields.items():
@@ -311,6 +336,13 @@ class _Reader:
         before = len(self._problems)
         found = self.checked(path, value, EventLogSettings)
         return EventLogSettings() if len(self._problems) > before else EventLogSettings(**found)
+
+    def _history(self, path: KeyPath, value: Any) -> HistorySettings:
+        before = len(self._problems)
+        found = self.checked(path, value, HistorySettings)
+        if 4096 <= found.get("max_bytes", LEAST_HISTORY_BYTES) < LEAST_HISTORY_BYTES:
+            self.wrong((*path, "max_bytes"), f"must be at least {LEAST_HISTORY_BYTES}")
+        return HistorySettings() if len(self._problems) > before else HistorySettings(**found)
 
     def _output(self, path: KeyPath, value: Any) -> OutputSettings | None:
         """One output, read by the struct that its ``type`` names."""

@@ -23,6 +23,7 @@ import selectors
 import signal
 import sqlite3
 from collections import Counter, deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,6 +38,7 @@ from kwsiem.document import document
 from kwsiem.errors import EXIT_CONFIG, ConfigError, LinkError
 from kwsiem.link import Link
 from kwsiem.messages import (
+    Acknowledge,
     AlertRaised,
     AlertsDurable,
     ChatAnswer,
@@ -46,6 +48,7 @@ from kwsiem.messages import (
     OwnEvent,
     Ready,
     RetryDead,
+    SeriesTold,
     Stats,
     Stop,
     ToCourier,
@@ -56,6 +59,9 @@ from kwsiem.outputs.base import Output
 from kwsiem.outputs.chatstate import ChatState
 from kwsiem.outputs.worker import Worker, WorkerThread
 from kwsiem.secret import secrets_of
+from kwsiem.series import FILE_NAME, Acknowledged, Journal
+from kwsiem.series_feed import Deltas, Uptime
+from kwsiem.series_file import SeriesFile, SeriesWriter
 
 if TYPE_CHECKING:
     from kwsiem.outputs.chatops import ChatOps, ChatThread
@@ -131,6 +137,10 @@ class CourierProcess:
             max_age_s={output.name: output.max_age_s for output in settings.outputs},
             alive=self._say_alive,
         )
+        history = settings.history
+        file = SeriesFile(state / FILE_NAME, max_age_s=history.max_age_s, max_bytes=history.max_bytes)
+        self.series = SeriesWriter(file)
+        self._own_figures = _OwnFigures(history.every_s)
         self._chat_state = ChatState(state / "chat.json") if chats else None
         self._threads = [WorkerThread(self._worker(*pair)) for pair in outputs]
         self._start_chats(chats)
@@ -208,6 +218,17 @@ class CourierProcess:
                 self._retry_dead(received.output)
             elif isinstance(received, ChatAnswer):
                 self._asked.answered(received)
+            elif isinstance(received, SeriesTold):
+                self._keep(received)
+            elif isinstance(received, Acknowledge):
+                self.series.acknowledge(received.incident_id, Acknowledged(received.at_ns, received.who))
+
+    def _keep(self, message: SeriesTold) -> None:
+        """Figures and entries for the history."""
+        if message.figures:
+            self.series.add(message.at_s, message.figures)
+        if message.journal:
+            self.series.note([Journal(each.at_ns, each.kind, each.fields) for each in message.journal])
 
     def _retry_dead(self, output: str) -> None:
         thread = next((thread for thread in self._threads if thread.worker.name == output), None)
@@ -260,6 +281,9 @@ class CourierProcess:
             if message is None:
                 self._group_s = GROUP_S
                 return
+            if isinstance(message, SeriesTold):
+                self._keep(message)
+                continue
             self._pending.append((message.number, self._item(message)))
             self.received += 1
         self._group_s = min(2 * self._group_s, GROUP_MOST_S)
@@ -347,7 +371,9 @@ class CourierProcess:
         self._prune()
         self._send_events()
         try:
-            self.sensor.send(Stats(values=self._counters()))
+            counters = self._counters()
+            self.sensor.send(Stats(values=counters))
+            self._own_figures.tell(self.series, counters)
         except sqlite3.Error as error:
             log.error("outbox", extra={"error": str(error)})
 
@@ -413,6 +439,7 @@ class CourierProcess:
             "disk_error": self.disk_error,
             "chats": [thread.chat.stats() for thread in self._chats],
             "mutes": self._mutes(),
+            "series": self.series.file.counters(),
             "bad_messages": self.sensor.bad + self.alerts.bad,
         }
         return self._last_counters
@@ -448,9 +475,42 @@ class CourierProcess:
         for thread in self._threads:
             if not thread.join(end_s + 0.5 - clock.monotonic_s()):
                 log.warning("output did not end in time", extra={"output": thread.worker.name})
+        self._own_figures.end()
         self._every_second()
+        self.series.close(DRAIN_S)
         self.outbox.close()
         log.info("courier ends", extra={"alerts": self.received})
+
+
+class _OwnFigures:
+    """What the courier itself adds to the history of figures; uptimes by what is so each second."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s = every_s
+        self._deltas = Deltas()
+        self._up = Uptime()
+        self._due_s = clock.monotonic_s() + every_s
+
+    def end(self) -> None:
+        """The next telling is the last: it is due."""
+        self._due_s = 0.0
+
+    def tell(self, series: SeriesWriter, counters: Mapping[str, Any]) -> None:
+        """Look at the counters, once a second; write when it is time."""
+        lost = {"courier:rejected": counters["alerts"]["rejected"]}
+        for output in counters["outputs"]:
+            for reason, count in output["reasons"].items():
+                lost[f"output:{reason}"] = lost.get(f"output:{reason}", 0) + count
+        self._up.see(output["name"] for output in counters["outputs"] if output["state"] == "ready")
+        if clock.monotonic_s() < self._due_s:
+            return
+        self._due_s = clock.monotonic_s() + self._every_s
+        figures = {
+            "waiting": {output["name"]: output["waiting"] for output in counters["outputs"]},
+            "output_up_s": self._up.take(),
+            "lost": self._deltas.of("lost", lost),
+        }
+        series.add(clock.wall_ns() // NS_PER_S, figures)
 
 
 class _Asked:

@@ -14,7 +14,7 @@ import os
 import selectors
 import signal
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -24,7 +24,7 @@ from kwsiem.alert import Alert
 from kwsiem.correlate.engine import Engine
 from kwsiem.decode import LineDecoder
 from kwsiem.errors import KwsiemError, LinkError
-from kwsiem.event import OWN_KINDS, Event, event_class, event_from_fields
+from kwsiem.event import LOSSES, OWN_KINDS, Event, event_class, event_from_fields
 from kwsiem.event_log import EventLog
 from kwsiem.histogram import Histogram
 from kwsiem.link import Link
@@ -46,6 +46,7 @@ from kwsiem.messages import (
     RulesOffer,
     RulesTaken,
     RuleStats,
+    SeriesTold,
     Stats,
     Stop,
     ToEngine,
@@ -53,7 +54,9 @@ from kwsiem.messages import (
 from kwsiem.recording import Recorder
 from kwsiem.rule_figures import MAX_RULES, RULES_PER_MESSAGE, RuleCounts
 from kwsiem.rules.model import decode_ruleset
+from kwsiem.series_feed import Deltas, Feed
 from kwsiem.statefile import StateFiles
+from kwsiem.tally import Tally
 
 READ_BYTES: Final = 256 * 1024
 #: A read of more than this means load: then let the pipe fill for a tick instead of waking for each line.
@@ -231,6 +234,63 @@ class Blocks:
             self._unsent.popleft()
 
 
+class Figures:
+    """Our side of the history of figures: what arrived, what was lost, and our own events.
+
+    ``alerts`` counts incidents that opened, by level.
+    """
+
+    def __init__(self, link: Link[CourierToEngine]) -> None:
+        self._link = link
+        self.every_s = 10.0
+        self.tally = Tally()
+        self.feed = Feed(self._send)
+        self.alerts: Counter[str] = Counter()
+        self._deltas = Deltas()
+        self._due_s = clock.monotonic_s() + self.every_s
+
+    def _send(self, message: SeriesTold) -> bool:
+        try:
+            return self._link.send(message)
+        except (LinkError, UnicodeEncodeError) as error:
+            log.error("figures cannot be sent", extra={"error": str(error)})
+            self.feed.lost += 1
+            return True
+
+    def every_second(self, counters: Mapping[str, Any], until_ns: int) -> None:
+        """Tell what is new when it is time."""
+        self.tally.advance(until_ns)
+        self.feed.tick()
+        if clock.monotonic_s() >= self._due_s:
+            self._due_s = clock.monotonic_s() + self.every_s
+            self.tell(counters)
+
+    def tell(self, counters: Mapping[str, Any], last: bool = False) -> None:
+        """Tell all that is new since the call before."""
+        found = self.tally.take(last)
+        found["events"] = self._deltas.of("events", counters["engine"]["events"])
+        found["alerts"] = self._deltas.of("alerts", self.alerts)
+        found["lost"] = self._deltas.of("lost", _losses(counters))
+        self.feed.tell(found)
+
+
+def _losses(counters: Mapping[str, Any]) -> dict[str, int]:
+    """What this process knows was given up, as ``stage:reason``."""
+    found: Counter[str] = Counter()
+    for reasons in counters["engine"]["lost"].values():
+        for reason, count in reasons.items():
+            if reason in LOSSES:
+                found[f"sensor:{reason}"] += count
+    for lines in counters["lines"].values():
+        for reason, count in lines["rejected"].items():
+            found[f"decode:{reason}"] += count
+    found["engine:failed_batches"] = counters["failed_batches"]
+    found["engine:unacknowledged"] = counters["alerts"]["dropped"]
+    found["engine:unsent_blocks"] = counters["blocks"]["dropped"]
+    found["engine:figures"] = counters["series_lost"]
+    return dict(found)
+
+
 class _Saved(msgspec.Struct):
     state: bytes
     alerts: list[Alert]
@@ -336,6 +396,7 @@ class EngineProcess:
         self.sensor = sensor
         self.courier = Courier(alerts)
         self.blocks = Blocks(sensor)
+        self.figures = Figures(alerts)
         self.selector = selectors.DefaultSelector()
         self.pipes: dict[tuple[str, int], ProbePipe] = {}
         self.past: dict[str, dict[str, Any]] = {}
@@ -367,6 +428,7 @@ class EngineProcess:
         self.own: dict[str, type[Event]] = {name: event_class(kind, 0) for name, kind in OWN_KINDS.items()}
         for cls in self.own.values():
             self.engine.bind(cls)
+        self.figures.every_s = start.figures_s
         if start.snapshots:
             self.snapshots = Snapshots(StateFiles(fds[:2]), self.engine, self.courier, self._pass_on)
             self.snapshots.restore()
@@ -389,6 +451,7 @@ class EngineProcess:
         """An alert of the rules: count it, pass it on."""
         self._said[alert.rule_id, alert.state] += 1
         if alert.state == "open":
+            self.figures.alerts[alert.level] += 1
             self.built.observe((clock.boot_ns() - alert.opened_ts_ns) / clock.NS_PER_S)
         self._pass_on(alert)
 
@@ -429,8 +492,7 @@ class EngineProcess:
         elif isinstance(message, RulesOffer):
             self._take_rules(message, fds[0])
         elif isinstance(message, OwnEvent):
-            cls = self.own[message.kind]
-            self.engine.process([event_from_fields(cls, cls.KIND, message.fields, message.ts_ns)])
+            self._own(message.kind, message.fields, message.ts_ns)
         elif isinstance(message, ClockOffset):
             self.engine.offset_ns = message.offset_ns
             for recorder in self.recorders:
@@ -440,11 +502,19 @@ class EngineProcess:
         elif isinstance(message, Stop):
             self.stopping = True
 
+    def _own(self, kind: str, fields: dict[str, Any], ts_ns: int) -> None:
+        """An event of ours, to the rules and to the journal."""
+        cls = self.own[kind]
+        self.engine.process([event_from_fields(cls, cls.KIND, fields, ts_ns)])
+        self.figures.feed.note(kind, fields, ts_ns + self.engine.offset_ns)
+
     def _attach(self, message: ProbeAttach, fd: int) -> None:
         pipe = ProbePipe(fd, message.kinds, message.generation)
         self.pipes[message.kinds.probe, message.generation] = pipe
         for cls in pipe.decoder.classes:
             self.engine.bind(cls)
+            if look := self.figures.tally.looker(cls):
+                self.engine.look_at(cls, look)
         for recorder in self.recorders:
             recorder.contract(message.kinds)
         self.selector.register(fd, selectors.EVENT_READ, lambda: self._read(pipe))
@@ -521,9 +591,8 @@ class EngineProcess:
     def _report_lost(self, pipe: ProbePipe) -> None:
         """What bpftrace could not deliver: that is an event of its own."""
         lost, pipe.lost = pipe.decoder.lost - pipe.lost, pipe.decoder.lost
-        cls = self.own["sensor.lost"]
         fields = {"probe.name": pipe.decoder.probe, "event.reason": "ring_buffer", "event.count": lost}
-        self.engine.process([event_from_fields(cls, cls.KIND, fields, clock.boot_ns())])
+        self._own("sensor.lost", fields, clock.boot_ns())
 
     def _end(self, pipe: ProbePipe) -> None:
         """The pipe has ended: keep its counts, forget the rest."""
@@ -543,14 +612,13 @@ class EngineProcess:
         for recorder in self.recorders:
             recorder.advanced(until_ns)
         for rule_id, held in self.engine.held_back():
-            cls = self.own["rules.limited"]
-            fields = {"rule.id": rule_id, "event.count": held}
-            self.engine.process([event_from_fields(cls, cls.KIND, fields, now_ns)])
+            self._own("rules.limited", {"rule.id": rule_id, "event.count": held}, now_ns)
         counters = self._counters()
         if self.snapshots:
             self.snapshots.begin((counters["engine"], counters["alerts"]))
         self.courier.flush()
         self.blocks.flush()
+        self.figures.every_second(counters, until_ns)
         self.sensor.send(Stats(values=counters))
         self._tell_rules()
         for recorder in self.recorders:
@@ -604,6 +672,7 @@ class EngineProcess:
                 "lost": self.event_log.lost if self.event_log else 0,
                 "failed": self.event_log.failed if self.event_log else "",
             },
+            "series_lost": self.figures.feed.lost,
             "snapshots": {
                 "written": self.snapshots.written if self.snapshots else 0,
                 "unchanged": self.snapshots.unchanged if self.snapshots else 0,
@@ -617,6 +686,7 @@ class EngineProcess:
         for pipe in list(self.pipes.values()):
             while clock.monotonic_s() < deadline_s and self._read(pipe):
                 pass
+        self.figures.tell(self._counters(), last=True)
         while self.courier.waiting and clock.monotonic_s() < deadline_s and not self.courier.link.closed:
             self.courier.flush()
             self.blocks.flush()

@@ -37,7 +37,7 @@ class EngineStart(_Message, tag="engine_start"):
     """First message to the engine: who we are, whom to become, and where wall time is.
 
     With ``snapshots`` the descriptors of the two state files come along, with ``record`` then that of the
-    recording.
+    recording. Figures go to the courier each ``figures_s``.
     """
 
     host: str
@@ -47,6 +47,7 @@ class EngineStart(_Message, tag="engine_start"):
     record: bool = False
     snapshots: bool = False
     event_log: Union[EventLogStart, None] = None
+    figures_s: float = 10.0
 
 
 class ProbeKinds(msgspec.Struct, frozen=True):
@@ -182,6 +183,25 @@ class AlertsDurable(_Message, tag="alerts_durable"):
     numbers: list[int]
 
 
+# engine and sensor -> courier -----------------------------------------------------------------------
+
+
+class JournalEntry(msgspec.Struct, frozen=True):
+    """An event of ours for the journal; wall time."""
+
+    at_ns: int
+    kind: str
+    fields: dict[str, Any]
+
+
+class SeriesTold(_Message, tag="series"):
+    """What is new for the history of figures (``kwsiem.series``); not acknowledged."""
+
+    at_s: int
+    figures: dict[str, dict[str, int]] = {}
+    journal: list[JournalEntry] = []
+
+
 # sensor -> courier ----------------------------------------------------------------------------------
 
 
@@ -196,6 +216,14 @@ class RetryDead(_Message, tag="retry_dead"):
     """An operator wants the dead letters of an output to be tried once more."""
 
     output: str
+
+
+class Acknowledge(_Message, tag="acknowledge"):
+    """Somebody who may do so has acknowledged an incident."""
+
+    incident_id: str
+    who: str
+    at_ns: int
 
 
 class ChatAnswer(_Message, tag="chat_answer"):
@@ -248,9 +276,9 @@ class Figures(_Message, tag="figures"):
 
 ToEngine = Union[EngineStart, ProbeAttach, RulesOffer, OwnEvent, ClockOffset, CourierRestarted, Stop]
 FromEngine = Union[Ready, Heartbeat, ProbeDrained, RulesTaken, BlockRequest, BlockWithdrawn, Stats, RuleStats]
-ToCourier = Union[CourierStart, RetryDead, ChatAnswer, Stop]
+ToCourier = Union[CourierStart, RetryDead, ChatAnswer, SeriesTold, Acknowledge, Stop]
 FromCourier = Union[Ready, Stats, OwnEvent, ChatRequest]
 ToExporter = Union[ExporterStart, Figures, RuleStats, Stop]
 FromExporter = Union[Ready, Stats]
-EngineToCourier = AlertRaised
+EngineToCourier = Union[AlertRaised, SeriesTold]
 CourierToEngine = AlertsDurable

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import sqlite3
 import threading
 from collections import Counter
@@ -36,7 +37,7 @@ from kwsiem.series import (
 )
 from kwsiem.text import clean, without_reordering
 
-#: Labels of one figure in one minute while it lasts; what is beyond is added to ``other``.
+#: Labels of one figure in one minute while it lasts; with more the smaller half is added to ``other``.
 MINUTE_LABELS: Final = 200
 #: Labels that stay once the minute is over: the largest; the rest is added to ``other``.
 TOP: Final[Mapping[str, int]] = {"ports": 20, "sources": 50}
@@ -52,6 +53,9 @@ KEPT_ASIDE: Final = 2
 #: Rows that one call of prune removes at most from each table.
 _PRUNE_ROWS: Final = 20_000
 _PAGE_BYTES: Final = 4096
+#: Calls that wait for the disk; and how often the file is kept within its bounds.
+WAITING: Final = 100
+PRUNE_S: Final = 30.0
 _LOG_MOST_BYTES: Final = 4 * 2**20
 
 log = logging.getLogger("kwsiem.series")
@@ -74,6 +78,7 @@ class SeriesFile:
         self._max_bytes = max_bytes
         self._lock = threading.RLock()
         self._db: sqlite3.Connection | None = None
+        self._bytes = 0
         #: The minute being written, the labels it has by figure, and how many journal entries.
         self._minute = -1
         self._labels: dict[str, set[str]] = {}
@@ -106,7 +111,12 @@ class SeriesFile:
             if minute != self._minute:
                 self._turn(db, minute)
             for name, label, value in wanted:
-                _put(db, name, minute, self._label(name, label), value)
+                known = self._labels.setdefault(name, set())
+                if label not in known and len(known) >= MINUTE_LABELS:
+                    _keep_top(db, name, minute, MINUTE_LABELS // 2)
+                    self._read_labels(db)
+                self._labels.setdefault(name, set()).add(label)
+                _put(db, name, minute, label, value)
 
     def _turn(self, db: sqlite3.Connection, minute: int) -> None:
         """Another minute begins: that before keeps its largest labels; this one may have some already."""
@@ -117,21 +127,15 @@ class SeriesFile:
             if last is not None and last != minute:
                 _keep_top(db, name, last, top)
         self._minute = minute
+        self._read_labels(db)
+
+    def _read_labels(self, db: sqlite3.Connection) -> None:
         self._labels = {}
         for name, label in db.execute(
             f"SELECT name, label FROM minutes WHERE minute = ? AND name IN ({', '.join('?' * len(NAMES))})",  # noqa: S608 - no text of others
-            (minute, *NAMES),
+            (self._minute, *NAMES),
         ):
             self._labels.setdefault(name, set()).add(label)
-
-    def _label(self, name: str, label: str) -> str:
-        """The label, or ``other`` when the minute has so many already."""
-        known = self._labels.setdefault(name, set())
-        if label not in known:
-            if len(known) >= MINUTE_LABELS:
-                return OTHER
-            known.add(label)
-        return label
 
     def note(self, entries: Iterable[Journal]) -> None:
         """Write our own events down; beyond JOURNAL_A_MINUTE they are counted only."""
@@ -182,21 +186,22 @@ class SeriesFile:
                 _remove_beyond(db)
                 if used_bytes(db) > self._max_bytes:
                     _remove_before(db, _a_part(db))
+            self._bytes = used_bytes(db)
             db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
         self._do(0, work)
 
     def counters(self) -> dict[str, Any]:
-        """What is lost by reason, how often the file was damaged, its bytes in use, what is wrong now."""
-        bytes_ = 0
-        with self._lock:
-            if self._db:
-                try:
-                    bytes_ = used_bytes(self._db)
-                except sqlite3.Error as error:
-                    log.debug("size of the series: %s", error)
-            lost = dict(self.lost)
-        return {"lost": lost, "damaged": self.damaged, "bytes": bytes_, "error": self.error}
+        """What is lost by reason, how often the file was damaged, its bytes in use, what is wrong now.
+
+        Never waits for the disk.
+        """
+        return {
+            "lost": dict(self.lost),
+            "damaged": self.damaged,
+            "bytes": self._bytes,
+            "error": self.error[:200],
+        }
 
     # -- the file --------------------------------------------------------------------------------------
 
@@ -258,6 +263,60 @@ class SeriesFile:
                     old.with_name(old.name + suffix).unlink(missing_ok=True)
         except OSError as error:
             log.error("damaged series cannot be put aside", extra={"error": str(error)})
+
+
+class SeriesWriter:
+    """Writes the file in a thread of its own: who tells something never waits for the disk.
+
+    What does not fit behind WAITING calls is counted in the file's ``lost``.
+    """
+
+    def __init__(self, file: SeriesFile) -> None:
+        self.file = file
+        self._calls: queue.Queue[tuple[int, Callable[[], object]] | None] = queue.Queue(WAITING)
+        self._thread = threading.Thread(target=self._run, name="series", daemon=True)
+        self._thread.start()
+
+    def add(self, at_s: int, figures: Mapping[str, Mapping[str, int]]) -> None:
+        """As that of the file."""
+        self._put(sum(map(len, figures.values())), lambda: self.file.add(at_s, figures))
+
+    def note(self, entries: list[Journal]) -> None:
+        """As that of the file."""
+        self._put(len(entries), lambda: self.file.note(entries))
+
+    def acknowledge(self, incident_id: str, said: Acknowledged) -> None:
+        """As that of the file."""
+        self._put(1, lambda: self.file.acknowledge(incident_id, said))
+
+    def _put(self, rows: int, call: Callable[[], object]) -> None:
+        try:
+            self._calls.put_nowait((rows, call))
+        except queue.Full:
+            self.file.lost["busy"] += rows
+
+    def _run(self) -> None:
+        prune_s = 0.0
+        while (taken := self._calls.get()) is not None:
+            try:
+                taken[1]()
+                if clock.monotonic_s() >= prune_s:
+                    prune_s = clock.monotonic_s() + PRUNE_S
+                    self.file.prune()
+            except Exception:
+                # The edge of the stage: figures must not end the courier.
+                log.exception("figures cannot be written")
+                self.file.lost["failed"] += taken[0]
+
+    def close(self, wait_s: float) -> None:
+        """Write what waits, close the file; a disk that takes longer is left alone."""
+        try:
+            self._calls.put(None, timeout=wait_s)
+        except queue.Full:
+            return
+        self._thread.join(wait_s)
+        if not self._thread.is_alive():
+            self.file.close()
 
 
 def _asides(path: Path) -> list[Path]:

@@ -49,6 +49,7 @@ class Engine:
         self._states: list[State] = []
         self._handlers: dict[type[Event], Handler] = {}
         self._seen: Counter[type[Event]] = Counter()
+        self._looks: dict[type[Event], Callable[[Sequence[Event]], None]] = {}
         self._counted: dict[str, int] = {}
         self._alerts_before = 0
         self._errors: Counter[str] = Counter()
@@ -133,9 +134,14 @@ class Engine:
             self._handlers = {known: self._handler(known, self._states) for known in self._handlers}
         self._handlers[cls] = self._handler(cls, self._states)
 
+    def look_at(self, cls: type[Event], look: Callable[[Sequence[Event]], None]) -> None:
+        """Call ``look`` with the events of this class from now on, before the rules see them."""
+        self._looks[cls] = look
+
     def unbind(self, cls: type[Event]) -> None:
         """No more events of this class will come."""
         self._handlers.pop(cls, None)
+        self._looks.pop(cls, None)
         for state in self._states:
             if isinstance(state, Settled):
                 state.forget(cls)
@@ -159,6 +165,9 @@ class Engine:
         for cls in counts:
             if cls.KIND.name == LOST_KIND:
                 self._count_lost(event for event in events if event.__class__ is cls)
+            if cls in self._looks:
+                one = len(counts) == 1
+                self._looks[cls](events if one else [each for each in events if each.__class__ is cls])
         if len(counts) != 1:
             self._each(events)
             return
