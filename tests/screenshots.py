@@ -104,6 +104,8 @@ def attack(lab: Lab) -> None:
     """A scan, and passwords for users who do not exist."""
     lab.run("scanner", ["nmap", "-n", "-Pn", "-sS", "-p", "1-200", lab.ip4("host")])
     guess = [
+        "timeout",
+        "10",  # it is blocked in the middle of it, and would wait for answers
         "hydra",
         "-I",
         "-t",
@@ -147,11 +149,11 @@ def dashboard(images: Path) -> None:
                 button.click()
             time.sleep(3)  # the state comes every 2 s
             taken(driver, images / "dashboard.png", 1440, 1180)
+            taken(driver, images / "dashboard-phone.png", 360, 740, 2)
             driver.execute_cdp_cmd(
                 "Emulation.setEmulatedMedia",
                 {"features": [{"name": "prefers-color-scheme", "value": "dark"}]},
             )
-            taken(driver, images / "dashboard-phone.png", 360, 740, 2)
             taken(driver, Path(tempfile.gettempdir()) / "dashboard-dark.png", 1440, 2100)
             driver.find_element(By.CSS_SELECTOR, "#alerts button.row").click()
             time.sleep(0.5)
@@ -160,7 +162,7 @@ def dashboard(images: Path) -> None:
 
 
 def taken(driver, path: Path, width: int, height: int, scale: int = 1) -> None:
-    resize(driver, width, height, deviceScaleFactor=scale)
+    resize(driver, width, height, deviceScaleFactor=scale, mobile=width < 700)
     time.sleep(0.6)  # animations and the next frame
     driver.execute_script("scrollTo(0, 0)")
     driver.save_screenshot(str(path))

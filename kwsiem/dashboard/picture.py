@@ -154,20 +154,27 @@ def _row(document: bytes) -> dict[str, Any] | None:
 def _details(document: Mapping[str, Any]) -> dict[str, Any]:
     """An alert as facts, its evidence as events of facts, and the document itself as JSON text."""
     own = _map(_map(document.get("kwsiem")).get("alert"))
-    rest = {key: value for key, value in document.items() if key not in ("kwsiem", "ecs", "tags")}
+    first = {name: document[name] for name in _FIRST if name in document}
+    event = _map(document.get("event"))
+    said = {f"event.{name}": event[name] for name in ("reason", "start", "end") if name in event}
     evidence = own.get("evidence", [])
     first_ns = next((e["ts_ns"] for e in evidence if type(_map(e).get("ts_ns")) is int), 0)
     return {
         "about": _long(_map(document.get("rule")).get("description", "")),
         "falsepositives": [_long(text) for text in own.get("falsepositives", [])],
         "tags": [_short(tag) for tag in document.get("tags", [])],
-        "facts": _facts({**rest, **{k: v for k, v in own.items() if k not in _ELSEWHERE}}),
+        "facts": _facts({**said, **first, **{k: v for k, v in own.items() if k not in _ELSEWHERE}}),
+        "rest": _facts({k: v for k, v in document.items() if k != "kwsiem"}),
         "evidence": [_event(_map(event), first_ns) for event in evidence],
         "document": without_reordering(msgspec.json.format(msgspec.json.encode(document), indent=2).decode()),
     }
 
 
-_ELSEWHERE: Final = ("evidence", "falsepositives")
+#: What a person looks for first; all other fields stand below the evidence.
+_FIRST: Final = (
+    "source", "destination", "user", "process", "file", "service", "url", "http", "dns", "container"
+)  # fmt: skip
+_ELSEWHERE: Final = ("evidence", "falsepositives", "state", "level", "incident_id")
 
 
 def _event(event: Mapping[str, Any], first_ns: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import logging
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from functools import partial
 from importlib import resources
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qs
@@ -188,6 +189,7 @@ class Dashboard:
         self._waiting = 0
         self._status = Cached(lambda: picture.health(parent.look("status")), 1.0)
         self._blocks = Cached(lambda: picture.blocks(parent.look("blocks")), 1.0)
+        self._lines = {span: Cached(partial(self._time_line, span), 10.0) for span in picture.SPANS}
         self._acknowledged = Cached(self._seen, 1.0)
         self._coverage = Cached(lambda: picture.coverage(parent.look("rules"), kinds), 60.0)
         pages = {name: (_FOLDER / "pages" / name).read_text("utf-8") for name in ("login.html", "page.html")}
@@ -284,7 +286,7 @@ class Dashboard:
             rows, view["seq"] = self._pictures.newest()
             view["alerts"] = rows
             view["acknowledged"] = self._pictures.acknowledged([row["incident"] for row in rows])
-            view["timeline"] = self._pictures.time_line("24h", _now_s())
+            view["timeline"] = self._lines["24h"].get()
         except sqlite3.Error as error:
             view["error"] = picture.unreadable(error)
         state = self._state()
@@ -302,7 +304,10 @@ class Dashboard:
         span = request.query_params.get("span", "24h")
         if span not in picture.SPANS:
             return _error("The span is 1h, 24h or 7d.", 400)
-        return JSONResponse(await _in_thread(lambda: self._pictures.time_line(span, _now_s())))
+        return JSONResponse(await _in_thread(self._lines[span].get))
+
+    def _time_line(self, span: str) -> dict[str, Any]:
+        return self._pictures.time_line(span, clock.wall_ns() // clock.NS_PER_S)
 
     async def attack(self, request: Request) -> Response:
         """Rules by tactic and technique."""
@@ -464,7 +469,3 @@ def _error(text: str, code: int) -> Response:
 
 def _shown(text: str) -> str:
     return without_reordering(clean(text, 512))
-
-
-def _now_s() -> int:
-    return clock.wall_ns() // clock.NS_PER_S

@@ -21,7 +21,7 @@ export function short(number) {
 function ceiling(most) {
   if (most <= 4) return Math.max(most, 1);
   const power = 10 ** Math.floor(Math.log10(most));
-  return [1, 2, 4, 5, 10].map((n) => n * power).find((n) => n >= most);
+  return [1, 1.5, 2, 3, 4, 5, 6, 8, 10].map((n) => n * power).find((n) => n >= most);
 }
 
 function moment(seconds, step) {
@@ -70,7 +70,7 @@ export function columns(box, what, line, series, fills) {
     column.append(draw("title", {}, lines.join("\n")));
     svg.append(column);
   });
-  const wanted = Math.max(2, Math.floor((width - LEFT) / 90));
+  const wanted = Math.max(2, Math.floor((width - LEFT) / 75));
   const every = Math.ceil(line.steps / wanted);
   for (let i = every; i < line.steps - every / 3; i += every) {
     svg.append(draw("text", {x: LEFT + i * each, y: HEIGHT - 4, class: "x"}, label(line.since_s + i * line.step_s, line.step_s)));

@@ -13,6 +13,7 @@ let line = view.timeline;
 let span = "24h";
 let latest = view.seq;
 let state = view;
+const narrow = matchMedia("(max-width: 700px)");
 
 function make(name, text, kind) {
   const element = document.createElement(name);
@@ -23,6 +24,10 @@ function make(name, text, kind) {
 
 function put(element, text) { // without a change nothing is said again to who listens
   if (element.textContent !== text) element.textContent = text;
+}
+
+function count(number, what) {
+  return `${short(number)} ${what}${number === 1 ? "" : "s"}`;
 }
 
 function age(seconds) {
@@ -66,7 +71,7 @@ function makeItem(row) {
 }
 
 function fillItem({row, item}) {
-  const [time, level, what, source, count, condition] = item.firstChild.children;
+  const [time, level, what, source, number, condition] = item.firstChild.children;
   put(time, clock(row.at_ms));
   time.title = whole(row.at_ms);
   put(level, row.level);
@@ -74,7 +79,7 @@ function fillItem({row, item}) {
   what.replaceChildren(make("span", row.title), make("span", row.reason ? `  ${row.reason}` : "", "why"));
   put(source, row.source);
   source.title = row.source;
-  put(count, `${short(row.count)}${matchMedia("(max-width: 700px)").matches ? " events" : ""}`);
+  put(number, narrow.matches ? count(row.count, "event") : short(row.count));
   put(condition, row.state);
   item.classList.toggle("closed", row.state === "close");
   fillSeen(row, item.lastChild);
@@ -98,7 +103,7 @@ function fillSeen(row, cell) {
     try {
       await ask("/api/acknowledge", {incident: row.incident});
       acknowledged = {...acknowledged, [row.incident]: {who: "you", at_ms: Date.now()}};
-      item_focus(cell);
+      cell.parentElement.firstChild.focus({preventScroll: true});
       fillSeen(row, cell);
       say(`acknowledged: ${row.title}`);
     } catch (error) {
@@ -107,10 +112,6 @@ function fillSeen(row, cell) {
     }
   });
   cell.replaceChildren(button);
-}
-
-function item_focus(cell) {
-  cell.parentElement.firstChild.focus({preventScroll: true});
 }
 
 function take(rows, isNew) {
@@ -145,16 +146,16 @@ function take(rows, isNew) {
 function filter() {
   const least = Number(at("level").value);
   const words = at("text").value.toLowerCase().split(/\s+/).filter(Boolean);
-  let count = 0;
+  let shown = 0;
   for (const {row, item} of incidents.values()) {
     const text = `${row.title} ${row.rule} ${row.source} ${row.reason} ${row.state}`.toLowerCase();
     const fits = LEVELS[row.level] >= least && words.every((word) => text.includes(word));
     item.hidden = !fits;
-    count += fits;
+    shown += fits;
   }
-  put(at("shown"), incidents.size ? (count === incidents.size ? `latest ${count}` : `${count} of ${incidents.size}`) : "");
+  put(at("shown"), incidents.size ? (shown === incidents.size ? `latest ${shown}` : `${shown} of ${incidents.size}`) : "");
   const empty = at("no-alerts");
-  empty.hidden = count > 0;
+  empty.hidden = shown > 0;
   put(empty, incidents.size ? "No alert fits this filter." : "No alerts yet. They appear here by themselves.");
   tiles();
 }
@@ -185,13 +186,13 @@ async function showDetails(id) {
   put(at("details-title"), found.title);
   const level = make("span", found.level, `level level-${found.level}`);
   const top = make("p");
-  top.append(level, make("span", `  ${whole(found.at_ms)}  ·  ${found.state}  ·  ${found.count} events`, "dim"));
+  top.append(level, make("span", `  ${whole(found.at_ms)}  ·  ${found.state}  ·  ${count(found.count, "event")}`, "dim"));
   body.replaceChildren(top);
   if (found.about) body.append(make("p", found.about));
   if (found.acknowledged) body.append(make("p", `Acknowledged by ${found.acknowledged.who}, ${whole(found.acknowledged.at_ms)}`, "dim"));
   if (found.falsepositives.length) body.append(make("h3", "False alarms"), make("p", found.falsepositives.join("; ")));
   body.append(make("h3", "Facts"), facts(found.facts));
-  if (found.evidence.length) body.append(make("h3", `Evidence, ${found.evidence.length} events`));
+  if (found.evidence.length) body.append(make("h3", `Evidence, ${count(found.evidence.length, "event")}`));
   for (const event of found.evidence) {
     const box = make("div", undefined, "event");
     const head = make("p");
@@ -199,9 +200,11 @@ async function showDetails(id) {
     box.append(head, facts(event.facts));
     body.append(box);
   }
-  const raw = make("details");
-  raw.append(make("summary", "The document as the outputs send it"), make("pre", found.document));
-  body.append(raw);
+  for (const [name, content] of [["All fields", facts(found.rest)], ["The document as JSON", make("pre", found.document)]]) {
+    const more = make("details");
+    more.append(make("summary", name), content);
+    body.append(more);
+  }
   at("details").showModal();
   at("details").scrollTop = 0;
 }
@@ -228,12 +231,12 @@ function timeLine() {
   legend(at("alerts-legend"), line.alerts, levelFill);
   legend(at("packets-legend"), line.packets, seriesFill);
   put(at("sources-span"), `packets, ${NAMES[span]}`);
-  const most = Math.max(1, ...line.sources.map(([, count]) => count));
-  at("sources").replaceChildren(...line.sources.map(([address, count]) => {
+  const most = Math.max(1, ...line.sources.map(([, packets]) => packets));
+  at("sources").replaceChildren(...line.sources.map(([address, packets]) => {
     const item = make("li");
     const label = make("div", undefined, "label");
-    label.append(make("span", address), make("span", short(count), "dim"));
-    item.append(label, bar(count / most, "fill-0"));
+    label.append(make("span", address), make("span", short(packets), "dim"));
+    item.append(label, bar(packets / most, "fill-0"));
     return item;
   }));
   at("no-sources").hidden = line.sources.length > 0;
@@ -411,7 +414,10 @@ async function attack() {
     box.append(make("h3", tactic.name));
     for (const one of tactic.techniques) {
       const cell = make("div", undefined, `technique${one.alerts >= 10 ? " hot" : one.alerts ? " warm" : ""}`);
-      cell.append(make("b", one.name || one.id || "no technique"), make("small", `${one.id ? `${one.id} · ` : ""}${one.rules} rule${one.rules > 1 ? "s" : ""} · ${short(one.alerts)} incident${one.alerts === 1 ? "" : "s"}`));
+      const more = make("small");
+      more.append(make("span", [one.id, count(one.rules, "rule")].filter(Boolean).join(" · ")));
+      if (one.alerts) more.append(make("em", count(one.alerts, "incident")));
+      cell.append(make("b", one.name || one.id || "Tactic alone"), more);
       box.append(cell);
     }
     if (!tactic.techniques.length) box.append(make("small", "no rule", "dim"));
@@ -462,6 +468,14 @@ for (const button of at("spans").children) {
     newTimeLine();
   });
 }
+// On a telephone the alerts come first, for eyes and for the keyboard alike.
+function arrange() {
+  const [time, alerts] = [at("time-title"), at("alerts-title")].map((title) => title.closest("section"));
+  if (narrow.matches) time.before(alerts);
+  else time.after(alerts);
+  for (const entry of incidents.values()) fillItem(entry);
+}
+narrow.addEventListener("change", arrange);
 let drawing = 0;
 new ResizeObserver(() => {
   cancelAnimationFrame(drawing);
@@ -469,6 +483,7 @@ new ResizeObserver(() => {
 }).observe(at("alerts-chart"));
 
 take([...view.alerts].reverse(), false);
+arrange();
 takeState(view);
 timeLine();
 attack();
