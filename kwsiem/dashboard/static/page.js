@@ -380,7 +380,7 @@ function tiles() {
     [short(sum(line && line.packets)), "packets", NAMES[span]],
     [state.blocks ? short(state.blocks.total) : "–", "blocks", state.blocks ? `blocking ${state.blocks.mode}` : ""],
     [s ? `${ready}/${s.probes.length}` : "–", "probes ready", s ? `${s.rules.count} rules` : "", s && s.probes.some((p) => BAD.has(p.state))],
-    [s ? short(waiting) : "–", "waiting for outputs", s ? `${s.outputs.length} outputs, ledger ${s.balanced ? "balanced" : "NOT balanced"}` : "", s && !s.balanced],
+    [s ? short(waiting) : "–", "waiting", s ? `${s.outputs.length} outputs, ledger ${s.balanced ? "balanced" : "NOT balanced"}` : "", s && !s.balanced],
   ];
   const seen = JSON.stringify(shown);
   if (at("tiles").dataset.seen === seen) return;
