@@ -137,7 +137,7 @@ def test_over_the_link_answers_larger_than_a_message_come_whole(desk, sensor):
         sensor.answers["status"] = {"host": "x" * 1_000_000}
         assert parent.look("status") == sensor.answers["status"]
         sensor.answers["blocks"] = {"error": "no"}
-        with pytest.raises(UnavailableError, match="^no$"):
+        with pytest.raises(UnavailableError, match="no"):
             parent.release("192.0.2.1", WHO)
         assert parent.look("status")["host"]
     finally:

@@ -95,8 +95,16 @@ def site(tmp_path, parent, put, monkeypatch):
         yield made
 
 
-class serving:  # noqa: N801
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory):
+    """A dashboard for tests after which it is as before: nothing gets through to its ``parent``."""
+    with serving(tmp_path_factory.mktemp("state"), FakeParent()) as made:
+        yield made
+
+
+class serving:
     def __init__(self, state, parent, **options):
+        self.parent = parent
         self.sock = listening(("127.0.0.1", 0))
         self.port = self.sock.getsockname()[1]
         address = Address("127.0.0.1", self.port, is_tls="certificate" in options)
@@ -159,12 +167,12 @@ PATHS = [
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_nothing_is_shown_without_a_login(site, parent, path):
+def test_nothing_is_shown_without_a_login(standing, path):
     for cookie in (None, "kwsiem_session=x", "kwsiem_session="):
-        answer = site.ask("GET", path, Cookie=cookie)
+        answer = standing.ask("GET", path, Cookie=cookie)
         assert answer.status == (303 if path == "/" else 401)
         assert "web1" not in answer.body
-    assert parent.asked == []
+    assert standing.parent.asked == []
 
 
 def test_a_login_opens_a_session_whose_cookie_is_safe(site):
@@ -191,8 +199,8 @@ def test_a_wrong_token_is_counted_and_soon_not_even_compared(site, caplog):
     [("GET", "/login", 200), ("GET", "/", 303), ("GET", "/nowhere", 404), ("GET", "/static/style.css", 200),
      ("POST", "/login", 403), ("PUT", "/login", 405), ("GET", "/static/..%2fweb.py", 404)],
 )  # fmt: skip
-def test_every_answer_has_the_headers(site, method, path, status):
-    answer = site.ask(method, path)
+def test_every_answer_has_the_headers(standing, method, path, status):
+    answer = standing.ask(method, path)
     assert answer.status == status
     assert {name: answer.getheader(name) for name in HEADERS} == HEADERS
     assert answer.getheader("server") is None
@@ -213,14 +221,14 @@ def test_pages_have_nothing_inline_and_nothing_from_elsewhere(site):
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:{port}", "127.0.0.1", "127.0.0.1:1", "", "192.0.2.1:{port}"]
 )
-def test_a_name_that_is_not_ours_is_refused(site, host):
-    answer = site.ask("GET", "/login", host=host.format(port=site.port) or " ")
+def test_a_name_that_is_not_ours_is_refused(standing, host):
+    answer = standing.ask("GET", "/login", host=host.format(port=standing.port) or " ")
     assert answer.status == 421
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:{port}", "localhost:{port}", "LOCALHOST:{port}", "[::1]:{port}"])
-def test_our_names(site, host):
-    assert site.ask("GET", "/login", host=host.format(port=site.port)).status == 200
+def test_our_names(standing, host):
+    assert standing.ask("GET", "/login", host=host.format(port=standing.port)).status == 200
 
 
 FOREIGN = [
@@ -233,12 +241,12 @@ FOREIGN = [
 
 @pytest.mark.parametrize("headers", FOREIGN)
 @pytest.mark.parametrize("path", ["/api/release", "/api/acknowledge"])
-def test_a_change_comes_from_our_own_page_or_not_at_all(site, parent, path, headers):
-    cookie = site.log_in()
-    csrf, _, _ = site.page(cookie)
-    answer = site.post(path, {"network": "192.0.2.9", "incident": "I"}, cookie, csrf, **headers)
+def test_a_change_comes_from_our_own_page_or_not_at_all(standing, path, headers):
+    cookie = standing.log_in()
+    csrf, _, _ = standing.page(cookie)
+    answer = standing.post(path, {"network": "192.0.2.9", "incident": "I"}, cookie, csrf, **headers)
     assert answer.status == 403
-    assert parent.asked == []
+    assert standing.parent.asked == []
 
 
 def test_a_release_passes_the_right_request_and_a_refusal_is_explained(site, parent):
@@ -262,12 +270,14 @@ def test_a_release_passes_the_right_request_and_a_refusal_is_explained(site, par
     "body",
     ["", "x", "[]", "{}", '{"network": 1}', '{"network": ""}', "[" * 4000, '{"network": "%s"}' % ("x" * 200)],
 )
-def test_what_is_no_request_asks_for_nothing(site, parent, body):
-    cookie = site.log_in()
-    csrf, _, _ = site.page(cookie)
-    answer = site.ask("POST", "/api/release", body, Origin=site.origin, X_CSRF_Token=csrf, Cookie=cookie)
+def test_what_is_no_request_asks_for_nothing(standing, body):
+    cookie = standing.log_in()
+    csrf, _, _ = standing.page(cookie)
+    answer = standing.ask(
+        "POST", "/api/release", body, Origin=standing.origin, X_CSRF_Token=csrf, Cookie=cookie
+    )
     assert answer.status == 400
-    assert parent.asked == []
+    assert standing.parent.asked == []
 
 
 def test_a_session_ends_by_logging_out_and_by_age(site, monkeypatch):
