@@ -342,6 +342,8 @@ class _Reader:
         found = self.checked(path, value, HistorySettings)
         if 4096 <= found.get("max_bytes", LEAST_HISTORY_BYTES) < LEAST_HISTORY_BYTES:
             self.wrong((*path, "max_bytes"), f"must be at least {LEAST_HISTORY_BYTES}")
+        if 0 < found.get("max_age_d", 0) < 1:
+            self.wrong((*path, "max_age_d"), f"must be 0 or at least 1, got {found['max_age_d']!r}")
         return HistorySettings() if len(self._problems) > before else HistorySettings(**found)
 
     def _output(self, path: KeyPath, value: Any) -> OutputSettings | None:

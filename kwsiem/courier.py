@@ -60,8 +60,8 @@ from kwsiem.outputs.chatstate import ChatState
 from kwsiem.outputs.worker import Worker, WorkerThread
 from kwsiem.secret import secrets_of
 from kwsiem.series import FILE_NAME, Acknowledged, Journal
-from kwsiem.series_feed import Deltas, Uptime
-from kwsiem.series_file import SeriesFile, SeriesWriter
+from kwsiem.series_feed import Deltas, Uptime, next_due
+from kwsiem.series_file import SeriesFile, SeriesWriter, cleaned_who
 
 if TYPE_CHECKING:
     from kwsiem.outputs.chatops import ChatOps, ChatThread
@@ -80,6 +80,8 @@ ACKNOWLEDGED_ALERTS: Final = 5000
 DRAIN_S: Final = 2.0
 #: The courier of before, whose sensor was killed, ends within this.
 LOCK_S: Final = 10.0
+#: Figures may wait so long for a courier.
+LATE_MOST_S: Final = 3600
 #: So long a chat waits for the sensor.
 ASK_S: Final = 10.0
 MAX_ASKED: Final = 100
@@ -134,6 +136,7 @@ class CourierProcess:
             [output.name for output in settings.outputs],
             history=settings.history_alerts,
             max_bytes=settings.outbox_max_bytes,
+            history_age_s=settings.history.max_age_s,
             max_age_s={output.name: output.max_age_s for output in settings.outputs},
             alive=self._say_alive,
         )
@@ -176,8 +179,25 @@ class CourierProcess:
         from kwsiem.outputs.chatops import ChatThread  # noqa: PLC0415 - loaded already where there is one
 
         for chat in chats:
-            chat.begin(self._chat_state, self.outbox)
+            chat.begin(self._chat_state, self.outbox, self._acknowledge_chat)
             self._chats.append(ChatThread(chat))
+
+    def _acknowledge_chat(self, incident_id: str, who: str) -> str:
+        """Write down who acknowledged in a chat; who it was first, by the file when that can be written."""
+        found = self.series.file.acknowledge(incident_id, Acknowledged(clock.wall_ns(), who))
+        # The file cleans names: what is in it of this one is the same.
+        return found.who if found and found.who != cleaned_who(who) else who
+
+    def _acknowledged(self, message: Acknowledge) -> None:
+        """Somebody did so elsewhere."""
+        self.series.acknowledge(message.incident_id, Acknowledged(message.at_ns, message.who))
+        for thread in self._chats:
+            try:
+                thread.chat.acknowledged(message.incident_id, message.who)
+            except sqlite3.Error as error:
+                log.error(
+                    "acknowledgement not noted", extra={"output": thread.chat.name, "error": str(error)}
+                )
 
     def _tell(self, kind: str, fields: dict[str, Any]) -> None:
         self._events.append((kind, fields))
@@ -221,12 +241,14 @@ class CourierProcess:
             elif isinstance(received, SeriesTold):
                 self._keep(received)
             elif isinstance(received, Acknowledge):
-                self.series.acknowledge(received.incident_id, Acknowledged(received.at_ns, received.who))
+                self._acknowledged(received)
 
     def _keep(self, message: SeriesTold) -> None:
-        """Figures and entries for the history."""
+        """Figures and entries for the history; time that makes no sense is taken as now."""
+        now_s = clock.wall_ns() // NS_PER_S
         if message.figures:
-            self.series.add(message.at_s, message.figures)
+            at_s = message.at_s if abs(message.at_s - now_s) <= LATE_MOST_S else now_s
+            self.series.add(at_s, message.figures)
         if message.journal:
             self.series.note([Journal(each.at_ns, each.kind, each.fields) for each in message.journal])
 
@@ -502,9 +524,10 @@ class _OwnFigures:
             for reason, count in output["reasons"].items():
                 lost[f"output:{reason}"] = lost.get(f"output:{reason}", 0) + count
         self._up.see(output["name"] for output in counters["outputs"] if output["state"] == "ready")
-        if clock.monotonic_s() < self._due_s:
+        now_s = clock.monotonic_s()
+        if now_s < self._due_s:
             return
-        self._due_s = clock.monotonic_s() + self._every_s
+        self._due_s = next_due(self._due_s, now_s, self._every_s)
         figures = {
             "waiting": {output["name"]: output["waiting"] for output in counters["outputs"]},
             "output_up_s": self._up.take(),

@@ -54,7 +54,7 @@ from kwsiem.messages import (
 from kwsiem.recording import Recorder
 from kwsiem.rule_figures import MAX_RULES, RULES_PER_MESSAGE, RuleCounts
 from kwsiem.rules.model import decode_ruleset
-from kwsiem.series_feed import Deltas, Feed
+from kwsiem.series_feed import Deltas, Feed, next_due
 from kwsiem.statefile import StateFiles
 from kwsiem.tally import Tally
 
@@ -247,7 +247,7 @@ class Figures:
         self.feed = Feed(self._send)
         self.alerts: Counter[str] = Counter()
         self._deltas = Deltas()
-        self._due_s = clock.monotonic_s() + self.every_s
+        self._due_s = clock.monotonic_s()
 
     def _send(self, message: SeriesTold) -> bool:
         try:
@@ -261,8 +261,9 @@ class Figures:
         """Tell what is new when it is time."""
         self.tally.advance(until_ns)
         self.feed.tick()
-        if clock.monotonic_s() >= self._due_s:
-            self._due_s = clock.monotonic_s() + self.every_s
+        now_s = clock.monotonic_s()
+        if now_s >= self._due_s:
+            self._due_s = next_due(self._due_s, now_s, self.every_s)
             self.tell(counters)
 
     def tell(self, counters: Mapping[str, Any], last: bool = False) -> None:
@@ -668,6 +669,7 @@ class EngineProcess:
             "failed_batches": self.failed_batches,
             "latency": {"built": self.built.figures(), "durable": self.courier.durable.figures()},
             "event_log": {
+                "on": self.event_log is not None,
                 "rotated": self.event_log.rotated if self.event_log else 0,
                 "lost": self.event_log.lost if self.event_log else 0,
                 "failed": self.event_log.failed if self.event_log else "",

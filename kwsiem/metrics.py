@@ -81,6 +81,11 @@ METRICS: Final[Mapping[str, tuple[str, str]]] = {
     "kwsiem_outbox_held_bytes": ("gauge", "Bytes of the alerts in memory."),
     "kwsiem_outbox_repaired_total": ("counter", "Alerts in which a wrong bit was mended."),
     "kwsiem_outbox_salvaged_total": ("counter", "How often a damaged outbox was salvaged."),
+    "kwsiem_series_bytes": ("gauge", "Bytes in use of the history of figures."),
+    "kwsiem_series_failing": ("gauge", "1 while the history of figures cannot be written."),
+    "kwsiem_series_damaged_total": ("counter", "How often a damaged history of figures was begun anew."),
+    "kwsiem_event_log_rotated_total": ("counter", "Files of the event log that were completed."),
+    "kwsiem_event_log_failing": ("gauge", "1 while the event log cannot be written."),
     "kwsiem_output_alerts_raised_total": ("counter", "Alerts that an output was there for."),
     "kwsiem_output_alerts": ("gauge", "The ledger of an output: alerts by fate."),
     "kwsiem_output_dropped_total": ("counter", "Alerts that an output never got, by reason."),
@@ -223,6 +228,10 @@ def _engine(engine: Mapping[str, Any]) -> Iterator[Sample]:
         yield "kwsiem_engine_errors_total", {}, sum(map(_number, _map(counters["errors"]).values()))
     for result, count in _map(engine.get("snapshots")).items():
         yield "kwsiem_snapshots_total", {"result": result}, _number(count)
+    event_log = _map(engine.get("event_log"))
+    yield from _plain(event_log, {"kwsiem_event_log_rotated_total": "rotated"})
+    if "failed" in event_log:
+        yield "kwsiem_event_log_failing", {}, bool(event_log["failed"])
     alerts = _map(engine.get("alerts"))
     for result in ("raised", "acknowledged", "dropped"):
         if result in alerts:
@@ -252,6 +261,10 @@ def _courier(courier: Mapping[str, Any]) -> Iterator[Sample]:
         yield from _plain(outbox, {f"kwsiem_outbox_{name}": key for name, key in names.items()})
         holds = bool(courier.get("disk_error")) or _number(outbox.get("held_alerts")) > 0
         yield "kwsiem_outbox_in_memory", {}, holds
+    series = _map(courier.get("series"))
+    yield from _plain(series, {"kwsiem_series_bytes": "bytes", "kwsiem_series_damaged_total": "damaged"})
+    if "error" in series:
+        yield "kwsiem_series_failing", {}, bool(series["error"])
     for output in _maps(courier.get("outputs")):
         yield from _output(output)
 
@@ -301,6 +314,11 @@ def _drops(
     add("engine", "batches", "failed", engine.get("failed_batches"))
     add("engine", "alerts", "unacknowledged", _map(engine.get("alerts")).get("dropped"))
     add("engine", "blocks", "unsent", _map(engine.get("blocks")).get("dropped"))
+    add("engine", "figures", "unsent", engine.get("series_lost"))
+    add("sensor", "figures", "unsent", figures.get("series_lost"))
+    for reason, count in _map(_map(courier.get("series")).get("lost")).items():
+        add("courier", "figures", reason, count)
+    add("engine", "records", "event_log", _map(engine.get("event_log")).get("lost"))
     add("courier", "alerts", "rejected", _map(courier.get("alerts")).get("rejected"))
     for name, source in (("sensor", figures), ("engine", engine), ("courier", courier)):
         add(name, "messages", "bad", source.get("bad_messages"))

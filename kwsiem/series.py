@@ -44,6 +44,7 @@ MAX_LABELS: Final = 1_000
 MAX_FIELDS_BYTES: Final = 4096
 #: Parameters of one statement (SQLITE_MAX_VARIABLE_NUMBER was 999 once).
 _AT_ONCE: Final = 500
+_BETWEEN: Final = "WHERE name = ?1 AND minute >= ?2 AND minute < ?3"
 
 SCHEMA: Final = """
 CREATE TABLE minutes (
@@ -106,18 +107,19 @@ class Series:
         found = self._read(
             lambda db: db.execute(
                 f"SELECT CAST(label AS TEXT), CAST({_function(name)}(value) AS INTEGER) AS value FROM minutes"  # noqa: S608 - no text of others
-                " WHERE name = ? AND minute >= ? AND minute < ?"
-                " GROUP BY label ORDER BY value DESC, label LIMIT ?",
+                f" {_BETWEEN} GROUP BY label ORDER BY value DESC, label LIMIT ?",
                 (name, first, end, min(top or MAX_LABELS, MAX_LABELS)),
             ).fetchall()
         )
         return [(clean(label, MAX_LABEL), value) for label, value in found or []]
 
-    def steps(self, name: str, since_s: int, until_s: int, step_s: int = MINUTE_S) -> dict[str, list[int]]:
+    def steps(
+        self, name: str, since_s: int, until_s: int, step_s: int = MINUTE_S, top: int = 0
+    ) -> dict[str, list[int]]:
         """For each label of a figure one value for each step, from the minute of ``since_s`` on; missing: 0.
 
-        A step is so many whole minutes. Raises ValueError when it is shorter than one, or when that were more
-        than MAX_STEPS values.
+        With ``top`` only the largest labels. A step is so many whole minutes. Raises ValueError when it is
+        shorter than one, or when that were more than MAX_STEPS values.
         """
         if step_s < MINUTE_S or step_s % MINUTE_S:
             raise ValueError(f"a step is so many times {MINUTE_S} s, not {step_s}")
@@ -126,20 +128,31 @@ class Series:
         count = max(0, -(-(end - first) // width))
         if count > MAX_STEPS:
             raise ValueError(f"{count} steps, at most {MAX_STEPS}")
-        found = self._read(
-            lambda db: db.execute(
-                f"SELECT CAST(label AS TEXT), (minute - ?2) / ?4, CAST({_function(name)}(value) AS INTEGER)"  # noqa: S608 - as above
-                " FROM minutes WHERE name = ?1 AND minute >= ?2 AND minute < ?3 AND label IN"
-                "  (SELECT label FROM minutes WHERE name = ?1 AND minute >= ?2 AND minute < ?3"
-                "   GROUP BY label ORDER BY sum(value * 1.0) DESC LIMIT ?5)"
-                " GROUP BY label, 2",
-                (name, first, end, width, min(MAX_LABELS, MAX_VALUES // max(1, count))),
-            ).fetchall()
-        )
-        series: dict[str, list[int]] = {}
-        for label, step, value in found or []:
-            series.setdefault(clean(label, MAX_LABEL), [0] * count)[step] = value
-        return series
+        most = min(top or MAX_LABELS, MAX_LABELS, MAX_VALUES // max(1, count))
+        function = _function(name)
+
+        def work(db: sqlite3.Connection) -> dict[str, list[int]]:
+            chosen: dict[str, list[int]] = {
+                label: [0] * count
+                for (label,) in db.execute(
+                    f"SELECT CAST(label AS TEXT) FROM minutes {_BETWEEN} GROUP BY label"  # noqa: S608 - no text of others
+                    f" ORDER BY {function}(value) DESC, label LIMIT ?",
+                    (name, first, end, most),
+                )
+            }
+            # Joined here: to group by step and label SQLite sorts all rows, which took ten times as long.
+            for label, minute, value in db.execute(
+                "SELECT CAST(label AS TEXT), CAST(minute AS INTEGER), CAST(value AS INTEGER)"  # noqa: S608 - as above
+                f" FROM minutes {_BETWEEN}",
+                (name, first, end),
+            ):
+                values = chosen.get(label)
+                if values is not None:
+                    step = (minute - first) // width
+                    values[step] = max(values[step], value) if name in GAUGES else values[step] + value
+            return chosen
+
+        return {clean(label, MAX_LABEL): values for label, values in (self._read(work) or {}).items()}
 
     def journal(
         self, since_ns: int, until_ns: int, kinds: Collection[str] = (), limit: int = 0

@@ -20,6 +20,11 @@ _MAX_FIELDS: Final = 32
 _MAX_TEXT: Final = 256
 
 
+def next_due(due_s: float, now_s: float, every_s: float) -> float:
+    """When what is looked at once a second is due next: the grid is kept, so that no turn is lost."""
+    return due_s + every_s if due_s + every_s > now_s else now_s + every_s
+
+
 class Deltas:
     """What counters that only grow have grown by since the call before; of MAX_LABELS labels each."""
 
@@ -146,7 +151,7 @@ class SensorFigures:
         self._feed.tick()
         if now_s < self._due_s:
             return
-        self._due_s = now_s + self._every_s
+        self._due_s = next_due(self._due_s, now_s, self._every_s)
         cpu_ms: dict[str, float] = {}
         memory: dict[str, int] = {}
         grown: dict[str, int] = {}

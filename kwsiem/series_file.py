@@ -43,7 +43,7 @@ MINUTE_LABELS: Final = 200
 TOP: Final[Mapping[str, int]] = {"ports": 20, "sources": 50}
 #: Above any count of a minute, and low enough that sums of years of them are exact.
 MAX_VALUE: Final = 2**46
-JOURNAL_A_MINUTE: Final = 600
+JOURNAL_A_MINUTE: Final = 3000
 JOURNAL_ROWS: Final = 1_000_000
 JOURNAL_FIELDS: Final = 32
 JOURNAL_TEXT: Final = 256
@@ -159,7 +159,7 @@ class SeriesFile:
         Gives who it was then, None when it could not be written.
         """
         key = clean(incident_id, MAX_ID)
-        who = without_reordering(clean(said.who, MAX_WHO))
+        who = cleaned_who(said.who)
         found: list[Acknowledged] = []
 
         def work(db: sqlite3.Connection) -> None:
@@ -263,6 +263,11 @@ class SeriesFile:
                     old.with_name(old.name + suffix).unlink(missing_ok=True)
         except OSError as error:
             log.error("damaged series cannot be put aside", extra={"error": str(error)})
+
+
+def cleaned_who(who: str) -> str:
+    """A name as the file keeps it."""
+    return without_reordering(clean(who, MAX_WHO))
 
 
 class SeriesWriter:

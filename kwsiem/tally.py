@@ -12,7 +12,9 @@ the largest of the others has (Misra and Gries 1982; in batches: Agarwal et al. 
 
 from __future__ import annotations
 
-from collections import defaultdict
+import itertools
+import operator
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
@@ -25,7 +27,7 @@ PLACES: Final = 1000
 #: Labels of ports and of sources that one telling has at most; the largest.
 TOLD: Final = 100
 #: Events of single packets that are looked at in a second; the probe prints some 2,500 at most.
-MAX_LOOKED: Final = 20_000
+MAX_LOOKED: Final = 10_000
 #: A second of the probe: 2^30 ns.
 _SECOND_BITS: Final = 30
 
@@ -82,28 +84,34 @@ class Tally:
         self._looked += len(events)
         return events if len(events) <= room else events[: max(0, room)]
 
-    def _turn(self, ts_ns: int) -> None:
+    def _turn(self, second: int) -> None:
         """Counts of a second are joined when the next begins."""
-        second = ts_ns >> _SECOND_BITS
         if second > self._second:
             self._second = second
             self._sources.turn()
             self._ports.turn()
 
     def _single(self, events: Sequence[Any], number: int, transport: str, port: int) -> None:
-        sources, ports = self._sources.single, self._ports.single
-        for event in self._room(events):
-            if event.ts_ns >> _SECOND_BITS > self._second:
-                self._turn(event.ts_ns)
-            sources[number, event.source_ip] += 1
-            if transport:
-                ports[number, f"{transport}/{port or event.destination_port}"] += 1
+        events = self._room(events)
+        for second, some in itertools.groupby(events, key=_second_of):
+            self._turn(second)
+            self._count(list(some), number, transport, port)
         self._sources.bound()
         self._ports.bound()
 
+    def _count(self, events: list[Any], number: int, transport: str, port: int) -> None:
+        """Events of one second; each label is made once."""
+        for source, count in Counter(map(_source_of, events)).items():
+            self._sources.single[number, source] += count
+        if not transport:
+            return
+        ports = {port: len(events)} if port else Counter(map(_port_of, events))
+        for each, count in ports.items():
+            self._ports.single[number, f"{transport}/{each}"] += count
+
     def _of_source(self, events: Sequence[Any]) -> None:
         for event in events:
-            self._turn(event.ts_ns)
+            self._turn(_second_of(event))
             if event.flow_class in _PACKETS:
                 key = (event.flow_class, event.source_ip)
                 self._sources.told[key] = max(self._sources.told[key], event.flow_packets)
@@ -111,7 +119,7 @@ class Tally:
 
     def _of_target(self, events: Sequence[Any]) -> None:
         for event in events:
-            self._turn(event.ts_ns)
+            self._turn(_second_of(event))
             number = event.flow_class
             transport = _TRANSPORT.get(number)
             if transport is None:
@@ -132,7 +140,7 @@ class Tally:
 
     def advance(self, now_ns: int) -> None:
         """Once a second: all events up to this time have come."""
-        self._turn(now_ns)
+        self._turn(now_ns >> _SECOND_BITS)
         self._looked = 0
 
     def take(self, last: bool = False) -> dict[str, dict[str, int]]:
@@ -201,6 +209,15 @@ def _cut_down(counts: dict[Key, int]) -> None:
     left = {key: count - cut for key, count in counts.items() if count > cut}
     counts.clear()
     counts.update(left)
+
+
+_source_of: Final = operator.attrgetter("source_ip")
+_port_of: Final = operator.attrgetter("destination_port")
+
+
+def _second_of(event: Any) -> int:
+    second: int = event.ts_ns >> _SECOND_BITS
+    return second
 
 
 def _count(item: tuple[str, int]) -> int:

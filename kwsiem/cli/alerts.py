@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import itertools
 import json
 import os
 import select
 import shutil
 import sqlite3
+import subprocess
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from fnmatch import fnmatchcase
 from importlib import import_module
@@ -22,12 +24,14 @@ import msgspec
 
 from kwsiem import rights
 from kwsiem.alert import LEVELS, first_id
-from kwsiem.cli.common import FORMAT_NAMES, Subparsers, add_json, command, paint, table
-from kwsiem.clock import NS_PER_MS, NS_PER_S, monotonic_s, wall_ns
+from kwsiem.cli.common import FORMAT_NAMES, Subparsers, add_json, command, operator, paint, table
+from kwsiem.clock import NS_PER_MS, NS_PER_S, iso, monotonic_s, wall_ns
 from kwsiem.config import Settings, load_settings
+from kwsiem.control import ask
 from kwsiem.errors import EXIT_GOOD, KwsiemError, UnavailableError
 from kwsiem.outbox.history import PAGE, Endpoint, Entry, History, Summary, Wanted
 from kwsiem.rules.duration import parse_duration
+from kwsiem.series import FILE_NAME, Acknowledged, Series
 from kwsiem.text import ELLIPSIS, clean, without_reordering
 
 #: How often ``--follow`` looks.
@@ -36,13 +40,16 @@ _LOOK_MS: Final = 250
 _PATIENCE_S: Final = 10.0
 #: Characters of an id that a line shows: its random end, which tells alerts apart.
 _SHORT_ID: Final = 8
+#: Alerts that are printed together, once it is known who acknowledged them.
+_AT_ONCE: Final = 20
 _MAX_LIMIT: Final = 10_000_000
 _MAX_TEXT: Final = 512
 #: On a narrower terminal columns are not padded.
 _WIDE: Final = 140
 _COLOURS: Final = {"critical": "red", "high": "red", "medium": "yellow", "informational": "dim"}
 
-Write = Callable[[Entry], None]
+#: Prints an alert, and who acknowledged its incident (empty: nobody).
+Write = Callable[[Entry, str], None]
 
 
 def add(commands: Subparsers) -> None:
@@ -56,6 +63,7 @@ def add(commands: Subparsers) -> None:
             "sudo kwsiem alerts --rule 'ssh-*' --source 198.51.100.0/24 --json",
             "sudo kwsiem alerts --follow",
             "sudo kwsiem alerts show K3J9Q2XA",
+            "sudo kwsiem alerts acknowledge K3J9Q2XA",
         ],
         execute=list_,
     )
@@ -86,6 +94,17 @@ def add(commands: Subparsers) -> None:
     show.add_argument("id", metavar="ID", help="id of the alert, or how it ends, as the list shows it")
     _common(show)
     add_json(show)
+    acknowledge = command(
+        verbs,
+        "acknowledge",
+        "write down that you know of the incident of an alert",
+        ["sudo kwsiem alerts acknowledge K3J9Q2XA"],
+        execute=acknowledge_,
+    )
+    acknowledge.add_argument("id", metavar="ID", help="id of the alert, or how it ends, as the list shows it")
+    _common(acknowledge)
+    acknowledge.add_argument("--runtime", metavar="DIR", help="its runtime folder (default /run/kwsiem)")
+    add_json(acknowledge)
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
@@ -97,15 +116,16 @@ def list_(options: argparse.Namespace) -> int:
     """Print what is wanted; with ``--follow`` until interrupted."""
     wanted = _wanted(options)
     write = _writer(options)
-    history = _history(options)
+    history, series = _history(options)
     try:
         if options.follow:
-            _follow(history, wanted, options.limit, write)
+            _follow(history, series, wanted, options.limit, write)
         elif options.json:
             _print_array(history.newest(wanted, options.limit))
         else:
-            for entry in history.newest(wanted, options.limit):
-                write(entry)
+            entries = history.newest(wanted, options.limit)
+            while some := list(itertools.islice(entries, _AT_ONCE)):
+                _write_all(some, series, write)
     except sqlite3.Error as error:
         raise UnavailableError(f"the history cannot be read: {error}") from None
     if history.damaged:
@@ -115,9 +135,10 @@ def list_(options: argparse.Namespace) -> int:
 
 def show_(options: argparse.Namespace) -> int:
     """Print one alert."""
-    history = _history(options)
+    history, series = _history(options)
     try:
         found = history.find(options.id.upper(), 2)
+        known = _acknowledged(series, found)
     except sqlite3.Error as error:
         raise UnavailableError(f"the history cannot be read: {error}") from None
     if not found:
@@ -125,7 +146,45 @@ def show_(options: argparse.Namespace) -> int:
     if len(found) > 1:
         ids = " and ".join(_safe(entry.summary.event.id) for entry in found)
         raise KwsiemError(f"{options.id!r} is not enough to tell {ids} apart")
-    print(_indented(found[0].document) if options.json else render(msgspec.json.decode(found[0].document)))
+    document = msgspec.json.decode(found[0].document)
+    said = known.get(found[0].summary.kwsiem.alert.incident_id)
+    if said:
+        document["kwsiem"]["alert"]["acknowledged"] = {"by": said.who, "at": iso(said.at_ns)}
+    print(_indented(document) if options.json else render(document))
+    return EXIT_GOOD
+
+
+def acknowledge_(options: argparse.Namespace) -> int:
+    """Have the appliance write down who acknowledges the incident of an alert.
+
+    A child without rights reads the history, as for ``show``; only who is root may ask the appliance.
+    """
+    settings = load_settings(options.config)
+    socket = Path(options.runtime) / "control.sock" if options.runtime else settings.control_socket
+    where = ["--config", str(options.config)] if options.config else []
+    where += ["--state-dir", options.state_dir] if options.state_dir else []
+    shown = subprocess.run(
+        [sys.executable, "-I", "-m", "kwsiem", "alerts", "show", "--json", *where, "--", options.id],
+        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    if shown.returncode:
+        return shown.returncode  # it has said why
+    own = msgspec.json.decode(shown.stdout).get("kwsiem", {}).get("alert", {})
+    incident = str(own.get("incident_id", ""))
+    before = own.get("acknowledged")
+    before = before if isinstance(before, dict) else None
+    if not before:
+        answer = ask(socket, {"command": "acknowledge", "incident_id": incident, "who": operator()})
+        if "error" in answer:
+            raise KwsiemError(f"not acknowledged: {_safe(answer['error'])}")
+    if options.json:
+        print(_compact(msgspec.json.encode({"acknowledged": incident, "before": before})))
+    elif before:
+        print(f"{_safe(incident)} was acknowledged already, by {_safe(before.get('by'))}")
+    else:
+        print(f"{_safe(incident)} acknowledged")
     return EXIT_GOOD
 
 
@@ -187,8 +246,11 @@ def _is_in(text: str, network: ipaddress.IPv4Network | ipaddress.IPv6Network) ->
     return address in network
 
 
-def _history(options: argparse.Namespace) -> History:
-    """The history, once all rights are given up: another user writes that file, and hostile text is in it."""
+def _history(options: argparse.Namespace) -> tuple[History, Series]:
+    """The history and who acknowledged what, once all rights are given up.
+
+    Another user writes these files, and hostile text is in them.
+    """
     settings: Settings = load_settings(options.config)
     path = Path(options.state_dir or settings.state_dir) / "kwsiem.db"
     rights.drop(settings.user)
@@ -200,7 +262,23 @@ def _history(options: argparse.Namespace) -> History:
         raise UnavailableError(f"{path}: no such file; has the appliance run on this host?") from None
     if not os.access(path, os.R_OK):
         raise UnavailableError(f"{path}: this user may not read it; run it with sudo")
-    return History(path)
+    return History(path), Series(path.with_name(FILE_NAME))
+
+
+def _acknowledged(series: Series, entries: Sequence[Entry]) -> dict[str, Acknowledged]:
+    """Who acknowledged the incidents of these alerts; nobody when that cannot be read."""
+    try:
+        return series.acknowledged({entry.summary.kwsiem.alert.incident_id for entry in entries})
+    except sqlite3.Error as error:
+        print(f"kwsiem alerts: who acknowledged cannot be read: {_safe(error)}", file=sys.stderr)
+        return {}
+
+
+def _write_all(entries: Sequence[Entry], series: Series, write: Write) -> None:
+    known = _acknowledged(series, entries)
+    for entry in entries:
+        said = known.get(entry.summary.kwsiem.alert.incident_id)
+        write(entry, said.who if said else "")
 
 
 # printing ---------------------------------------------------------------------------------------------
@@ -209,12 +287,14 @@ def _history(options: argparse.Namespace) -> History:
 def _writer(options: argparse.Namespace) -> Write:
     """What prints one alert; all that it needs is imported now, while everything may be read."""
     if options.json:
-        return lambda entry: print(_compact(entry.document), flush=options.follow)
+        return lambda entry, _: print(_compact(entry.document), flush=options.follow)
     if options.format:
         render_format = import_module("kwsiem.formats").FORMATS[options.format]
-        return lambda entry: print(render_format(msgspec.json.decode(entry.document)), flush=options.follow)
+        return lambda entry, _: print(
+            render_format(msgspec.json.decode(entry.document)), flush=options.follow
+        )
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-    return lambda entry: print(line(entry.summary, width), flush=options.follow)
+    return lambda entry, who: print(line(entry.summary, width, who), flush=options.follow)
 
 
 def _print_array(entries: Iterator[Entry]) -> None:
@@ -230,42 +310,42 @@ def _compact(document: bytes) -> str:
     return json.dumps(msgspec.json.decode(document), ensure_ascii=True, separators=(",", ":"))
 
 
-def _indented(document: bytes) -> str:
-    return json.dumps(msgspec.json.decode(document), ensure_ascii=True, indent=2)
+def _indented(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, ensure_ascii=True, indent=2)
 
 
-def _follow(history: History, wanted: Wanted, limit: int, write: Write) -> None:
+def _follow(history: History, series: Series, wanted: Wanted, limit: int, write: Write) -> None:
     """The latest alerts, oldest first, then each that comes; ends when the reader has gone."""
     seq = history.head()
     # What came in between is shown by the loop below.
     before = [entry for entry in history.newest(wanted, limit or PAGE) if entry.seq <= seq]
-    for entry in reversed(before):
-        write(entry)
+    _write_all(before[::-1], series, write)
     reader = select.poll()
     reader.register(sys.stdout.fileno(), 0)
     read_s = monotonic_s()
     while not reader.poll(_LOOK_MS):
         try:
-            seq = _new(history, seq, wanted, write)
+            seq = _new(history, series, seq, wanted, write)
             read_s = monotonic_s()
         except sqlite3.Error:
             if monotonic_s() - read_s > _PATIENCE_S:
                 raise
 
 
-def _new(history: History, seq: int, wanted: Wanted, write: Write) -> int:
+def _new(history: History, series: Series, seq: int, wanted: Wanted, write: Write) -> int:
     """Write what came behind a number; gives the number of the newest alert."""
     while True:
         entries, last = history.behind(seq, wanted)
-        for entry in entries:
-            write(entry)
+        _write_all(entries, series, write)
         if last == seq:
             return seq
         seq = last
 
 
-def line(summary: Summary, width: int = 0) -> str:
+def line(summary: Summary, width: int = 0, who: str = "") -> str:
     """One alert on one line: time, end of the id, level, rule, ends, state, count, reason.
+
+    Before the reason stands who acknowledged its incident.
 
     Nothing in it can end the line or move a terminal's cursor. ``width`` cuts it to so many columns
     (0: not at all).
@@ -277,7 +357,8 @@ def line(summary: Summary, width: int = 0) -> str:
     rule, between, count = (0, 0, 0) if 0 < width < _WIDE else (28, 32, 6)
     after = (
         f"{'':{max(0, 8 - len(level))}}  {_safe(summary.rule.id):<{rule}}  {' → '.join(ends):<{between}}  "
-        f"{_safe(own.state):<6}  {own.count:>{count}}  {_safe(summary.event.reason)}"
+        f"{_safe(own.state):<6}  {own.count:>{count}}  "
+        f"{f'[ack {_safe(who)}] ' if who else ''}{_safe(summary.event.reason)}"
     )
     if width and width < len(before) + len(level):
         return cut_columns(before, width)
@@ -338,6 +419,7 @@ def render(document: Mapping[str, Any]) -> str:
         "user": document.get("user", {}).get("name"),
         "host": document.get("host", {}).get("name"),
         "state": own.get("state"),
+        "acknowledged": _acknowledged_text(own.get("acknowledged")),
         "count": own.get("count"),
         "first event": _local_text(event.get("start")),
         "last event": _local_text(event.get("end")),
@@ -352,6 +434,10 @@ def render(document: Mapping[str, Any]) -> str:
     }
     lines = [table([[name, _safe(value)] for name, value in rows.items() if value not in (None, "")])]
     return "\n".join([*lines, *_evidence(own.get("evidence", []))])
+
+
+def _acknowledged_text(said: Any) -> str:
+    return f"by {said.get('by')}, {_local_text(said.get('at'))}" if isinstance(said, dict) else ""
 
 
 def _evidence(events: list[Mapping[str, Any]]) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import pwd
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,3 +121,12 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     lines = ("  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]]) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def operator() -> str:
+    """Who gives this command: the user that became root by sudo, else the user of the process."""
+    name = os.environ.get("SUDO_USER", "")
+    try:
+        return name or pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"uid {os.getuid()}"

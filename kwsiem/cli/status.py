@@ -66,6 +66,10 @@ def faults(status: dict[str, Any]) -> list[str]:
     ]
     if why := status.get("metrics", {}).get("error"):
         found.append(f"metrics are not served: {why}")
+    if why := status["courier"].get("series", {}).get("error"):
+        found.append(f"the history of figures is not written: {why}")
+    if why := status.get("engine", {}).get("event_log", {}).get("failed"):
+        found.append(f"the event log is not written: {why}")
     blocking = status.get("blocking", {})
     if blocking.get("wanted") == "on" and blocking.get("mode") != "on":
         why = blocking["firewall_error"] or "not armed yet: kwsiem blocks arm"
@@ -88,6 +92,22 @@ def _blocking(blocking: dict[str, Any]) -> list[str]:
     return [f"blocking {blocking['mode']}{trial}, {blocking['blocks']} blocks; requests: {counts}"]
 
 
+def _history(status: dict[str, Any]) -> list[str]:
+    """One line each: the history of figures, and the event log when there is one."""
+    series, event_log = status["courier"].get("series"), status["engine"].get("event_log", {})
+    lines = []
+    if series:
+        lost = {f"lost ({reason})": count for reason, count in series["lost"].items()}
+        unsent = status["engine"].get("series_lost", 0)
+        counts = lost | ({"lost (unsent)": unsent} if unsent else {})
+        counts |= {"begun anew": series["damaged"]} if series["damaged"] else {}
+        more = f"; {_counts(counts)}" if counts else ", nothing lost"
+        lines.append(f"figures  {series['bytes'] / 2**20:.1f} MiB{more}")
+    if event_log.get("on"):
+        lines.append(f"events   {event_log['rotated']} files complete, {event_log['lost']} lines lost")
+    return lines
+
+
 def render(status: dict[str, Any]) -> str:
     """The status for people."""
     rules = status["rules"]
@@ -108,6 +128,7 @@ def render(status: dict[str, Any]) -> str:
         *_more_rules(rules),
         f"alerts   {_counts(status['engine'].get('alerts', {}))}",
         *_blocking(status.get("blocking", {})),
+        *_history(status),
         *(
             f"muted    {plain(rule)} in chats until {until}"
             for rule, until in status["courier"].get("mutes", {}).items()

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from kwsiem import failpoint
-from kwsiem.alert import URGENT_SEVERITY
-from kwsiem.clock import NS_PER_S, boot_ns, monotonic_s
+from kwsiem.alert import URGENT_SEVERITY, raised_ns_of
+from kwsiem.clock import NS_PER_S, boot_ns, monotonic_s, wall_ns
 from kwsiem.database import is_corrupt, transaction, used_bytes
 from kwsiem.outbox import frame, tables
 from kwsiem.outbox.file import connect, connect_to_read, recent
@@ -51,7 +51,8 @@ class Outbox:
     """The outbox in one database file; safe to use from several threads of one process.
 
     ``outputs`` are the configured ones: only they hold alerts back from removal. A new output begins
-    with the next alert. ``max_age_s`` is for how long alerts wait for an output (0: for ever). A damaged
+    with the next alert. Settled alerts are kept up to ``history``, and for ``history_age_s`` of wall time by
+    their ids (0: no limit). ``max_age_s`` is for how long alerts wait for an output (0: for ever). A damaged
     file is salvaged, here or whenever it is found, and kept aside (``corrupt_path`` names it then);
     ``alive`` is called while that takes its time. Raises sqlite3.OperationalError when the file cannot be
     opened for other reasons (no permission, disk full).
@@ -64,6 +65,7 @@ class Outbox:
         *,
         history: int = HISTORY_ALERTS,
         max_bytes: int = MAX_BYTES,
+        history_age_s: float = 0.0,
         max_age_s: Mapping[str, float] | None = None,
         alive: Callable[[], None] = lambda: None,
     ) -> None:
@@ -73,6 +75,7 @@ class Outbox:
         self._names = tuple(outputs)
         self._history = history
         self._max_bytes = max_bytes
+        self._history_age_s = history_age_s
         self._max_age_s = {name: age_s for name, age_s in (max_age_s or {}).items() if age_s > 0}
         self._alive = alive
         self._lock = threading.RLock()
@@ -504,7 +507,7 @@ class Outbox:
         if lowest is None:
             return
         settled = min((accounts[name].cursor for name in self._names), default=totals.head)
-        floor = min(settled, totals.head - self._history)
+        floor = min(settled, max(totals.head - self._history, self._old(db)))
         if used_bytes(db) > self._max_bytes:
             floor = settled
             if floor < lowest and not self._drop_low(db, totals, accounts):
@@ -519,6 +522,18 @@ class Outbox:
         db.execute(
             "DELETE FROM arrivals WHERE seq < (SELECT max(seq) FROM arrivals WHERE seq <= ?)", (floor,)
         )
+
+    def _old(self, db: sqlite3.Connection) -> int:
+        """The number up to which alerts were raised too long ago, of the first _PRUNE_ROWS; 0: none."""
+        if not self._history_age_s:
+            return 0
+        oldest_ns = wall_ns() - int(self._history_age_s * NS_PER_S)
+        old = 0
+        for seq, key in db.execute("SELECT seq, id FROM alerts ORDER BY seq LIMIT ?", (_PRUNE_ROWS,)):
+            if raised_ns_of(key) >= oldest_ns:
+                break
+            old = seq
+        return old
 
     def _drop_low(self, db: sqlite3.Connection, totals: Totals, accounts: Mapping[str, Account]) -> bool:
         """Drop the oldest alerts that are not urgent; False when there are none, or too many gaps already."""

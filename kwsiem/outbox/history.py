@@ -51,6 +51,7 @@ class AlertFacts(msgspec.Struct, frozen=True):
     state: str = ""
     level: str = ""
     count: int = 0
+    incident_id: str = ""
 
 
 class OwnFacts(msgspec.Struct, frozen=True):

@@ -174,10 +174,19 @@ class ChatOps:
         self._strangers: dict[tuple[str, str, str], tuple[int, str]] = {}
         self._strangers_s = 0.0
 
-    def begin(self, kept: ChatState, alerts: Alerts) -> None:
-        """What is there only after the rights were given up."""
+    def begin(self, kept: ChatState, alerts: Alerts, acknowledge: Callable[[str, str], str]) -> None:
+        """What is there only after the rights were given up.
+
+        ``acknowledge`` writes down who acknowledged an incident, and gives who was first.
+        """
         self._kept = kept
         self._alerts = alerts
+        self._write_down = acknowledge
+
+    def acknowledged(self, incident: str, who: str) -> None:
+        """Somebody acknowledged an incident elsewhere: its message says so from the next change on."""
+        if self._sent(incident) and not self._notes.get(acknowledged_key(incident)):
+            self._notes.set(acknowledged_key(incident), f"acknowledged by {code(who)}")
 
     def step(self, now_s: float) -> float:
         """One poll, and all that it brought; gives the seconds until the next round is due."""
@@ -429,9 +438,11 @@ class ChatOps:
         answer = self._asked("acknowledge", user, incident, sent)
         if answer is None or answer.error:
             return _no(answer)
-        said = f"acknowledged by {code(user.name)}"
+        who = f"{user.name} (chat user {user.id})"
+        first = self._write_down(incident, who)
+        said = f"acknowledged by {code(user.name if first == who else first)}"
         self._notes.set(acknowledged_key(incident), said)
-        return said
+        return said if first == who else f"already {said}"
 
     # -- mutes ---------------------------------------------------------------------------------------
 

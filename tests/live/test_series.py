@@ -4,13 +4,14 @@ import os
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import time
 
 import pytest
 from appliance import RunningAppliance
 from lab import Lab, wait_until
 
-from kwsiem.control import ask
 from kwsiem.series import Series
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(60)]
@@ -30,6 +31,16 @@ def knock(address: str, port: int, count: int) -> None:
         with socket.socket() as sock:
             sock.settimeout(2)
             sock.connect_ex((address, port))
+
+
+def alerts_command(appliance: RunningAppliance, *words: str) -> str:
+    """What ``kwsiem alerts`` prints to anna, who is root by sudo."""
+    argv = [sys.executable, "-I", "-m", "kwsiem", "alerts", *words]
+    argv += ["--config", str(appliance.folder / "kwsiem.yaml")]
+    environment = {**os.environ, "SUDO_USER": "anna"}
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
 
 
 def test_what_arrives_is_in_the_figures_and_a_killed_courier_goes_on(lab, tmp_path):
@@ -78,10 +89,15 @@ def test_what_arrives_is_in_the_figures_and_a_killed_courier_goes_on(lab, tmp_pa
         assert found("packets") == {**packets, "tcp": 54}
         assert appliance.pid("courier") != before
 
-        incident = "01" + "K" * 24
-        wanted = {"command": "acknowledge", "incident_id": incident, "who": "anna"}
-        assert ask(appliance.runtime / "control.sock", wanted) == {"acknowledged": incident}
+        with lab.inside("peer"):
+            for port in range(2301, 2309):
+                knock(target, port, 1)
+        alert = appliance.wait_alert("tcp-port-scan", peer)
+        incident = alert["kwsiem"]["alert"]["incident_id"]
+        said = alerts_command(appliance, "acknowledge", alert["event"]["id"][-8:])
+        assert said == f"{incident} acknowledged\n"
         wait_until(lambda: series.acknowledged([incident]), 5)
         assert series.acknowledged([incident])[incident].who == "anna"
         assert '"user_name": "anna"' in appliance.log.read_text()
+        assert "[ack anna] " in alerts_command(appliance)
         assert appliance.status()["courier"]["series"]["lost"] == {}

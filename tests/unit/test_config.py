@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kwsiem.config import Settings, listen_address, load_settings, parse_settings, resolve
+from kwsiem.config import HistorySettings, Settings, listen_address, load_settings, parse_settings, resolve
 from kwsiem.errors import ConfigError
 from kwsiem.output_settings import type_of
 
@@ -128,3 +128,27 @@ def test_further_rules_lie_beside_a_named_file_and_else_in_etc():
     assert resolve(Settings()).rules_dir == "/etc/kwsiem/rules.d"
     assert resolve(Settings(rules="/srv/r.yaml")).rules_dir == "/srv/rules.d"
     assert resolve(Settings(rules="/srv/r.yaml", rules_dir="/srv/more")).rules_dir == "/srv/more"
+
+
+def test_the_history_is_kept_for_so_long_and_so_large():
+    assert parse_settings("f", b"{}").history == HistorySettings()
+    assert HistorySettings().max_age_s == 30 * 86_400
+    found = parse_settings("f", b"history: {max_age_d: 90, max_bytes: 1048576, every_s: 1}").history
+    assert (found.max_age_d, found.max_bytes, found.every_s) == (90, 1 << 20, 1)
+    assert parse_settings("f", b"history: {max_age_d: 0}").history.max_age_s == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("max_age_d: -1", "must be 0 to 3650"),
+        ("max_age_d: 0.5", "must be 0 or at least 1"),
+        ("max_bytes: 1000", "must be 4096 to"),
+        ("max_bytes: 5000", "must be at least 1048576"),
+        ("every_s: 0", "must be 1 to 60"),
+        ("max_age: 3", "did you mean 'max_age_d'"),
+    ],
+)
+def test_a_history_without_sense_is_refused(text, said):
+    with pytest.raises(ConfigError, match=said):
+        parse_settings("f", f"history: {{{text}}}".encode())

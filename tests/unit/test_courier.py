@@ -22,6 +22,7 @@ from kwsiem.config import Settings
 from kwsiem.document import document
 from kwsiem.link import Link, link_pair
 from kwsiem.messages import (
+    Acknowledge,
     AlertRaised,
     AlertsDurable,
     ChatAnswer,
@@ -29,8 +30,10 @@ from kwsiem.messages import (
     CourierStart,
     CourierToEngine,
     FromCourier,
+    JournalEntry,
     OwnEvent,
     Ready,
+    SeriesTold,
     Stats,
     Stop,
 )
@@ -43,6 +46,8 @@ from kwsiem.output_settings import (
     SyslogSettings,
     TelegramSettings,
 )
+from kwsiem.series import Acknowledged, Journal, Series
+from kwsiem.series_file import SeriesFile, SeriesWriter
 
 DEADLINE_S = 20.0
 WITHOUT_STDOUT = "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
@@ -313,6 +318,73 @@ def test_a_corrupt_outbox_is_reported_and_the_courier_goes_on(start, folder, mak
     assert courier.stop() == 0
 
 
+def test_figures_entries_and_acknowledgements_go_to_the_series(start, folder, make_alert):
+    courier = start()
+    now_s = time.time_ns() // 10**9
+    for _ in range(2):
+        courier.engine.send(SeriesTold(at_s=now_s, figures={"packets": {"tcp": 5}}))
+    courier.sensor.send(SeriesTold(at_s=now_s, figures={"blocks": {"on": 3}}))
+    courier.engine.send(SeriesTold(at_s=0, journal=[JournalEntry(7, "sensor.probe", {"probe.name": "net"})]))
+    courier.sensor.send(Acknowledge(incident_id="i1", who="anna", at_ns=9))
+    courier.raise_alerts([make_alert()])
+    courier.wait(lambda: courier.acknowledged == {0})
+    assert courier.stats()["series"]["lost"] == {}
+    assert courier.stop() == 0
+    series = Series(folder / "series.db")
+    assert series.totals("packets", now_s, now_s + 1) == [("tcp", 10)]
+    assert series.totals("blocks", now_s, now_s + 1) == [("on", 3)]
+    assert series.journal(0, 8) == [Journal(7, "sensor.probe", {"probe.name": "net"})]
+    assert series.acknowledged(["i1"]) == {"i1": Acknowledged(9, "anna")}
+    assert set(dict(series.totals("output_up_s", now_s, now_s + 60))) <= {"file"}
+
+
+@pytest.mark.parametrize("damage", ["garbage", "folder"])
+def test_series_that_cannot_be_written_hold_up_no_alert(start, folder, make_alert, damage):
+    path = folder / "series.db"
+    if damage == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(b"garbage" * 1000)
+        if os.geteuid() == 0:
+            entry = rights.account("kwsiem")
+            os.chown(path, entry.pw_uid, entry.pw_gid)
+    courier = start()
+    courier.engine.send(SeriesTold(at_s=1, figures={"packets": {"tcp": 5, "udp": 1}}))
+    courier.raise_alerts([make_alert()])
+    courier.wait_stats(lambda v: v["outputs"][0]["delivered"] == 1)
+    if damage == "folder":
+        series = courier.wait_stats(lambda v: v["series"]["lost"])["series"]
+        assert series["lost"]["disk"] == 2
+        assert series["error"]
+    else:
+        series = courier.stats()["series"]
+        assert (series["damaged"], series["lost"], series["error"]) == (1, {}, "")
+    assert courier.stop() == 0
+
+
+def test_hostile_figures_are_bounded_and_their_time_is_now(start, folder, make_alert):
+    courier = start()
+    now_s = time.time_ns() // 10**9
+    figures = {
+        "sources": {f"\x1b{n}" * 20: 2**62 for n in range(1000)},
+        "x" * 500: {"y": 1},
+        "ports": {"a": -5},
+    }
+    for at_s in (-(2**63), 2**63 - 1):
+        courier.engine.send(SeriesTold(at_s=at_s, figures=figures))
+    odd = {"a": None, "b": [1], "c": {"d": b"\xff"}, "e" * 5000: 2**63}
+    courier.engine.send(SeriesTold(at_s=0, journal=[JournalEntry(-(2**63), "k" * 5000, odd)] * 5))
+    courier.raise_alerts([make_alert()])
+    courier.wait(lambda: courier.acknowledged == {0})
+    assert courier.stop() == 0
+    series = Series(folder / "series.db")
+    assert series.totals("ports", 0, now_s + 600) == []
+    sources = series.totals("sources", now_s - 60, now_s + 600)
+    assert len(sources) <= 201
+    assert all("\x1b" not in label and len(label) <= 128 for label, _ in sources)
+    assert len(series.journal(0, 1)) == 5
+
+
 def lost_events(courier):
     events = [m for m in courier.messages if isinstance(m, OwnEvent) and m.kind == "output.lost"]
     return [(e.fields["output.name"], e.fields["event.reason"], e.fields["event.count"]) for e in events]
@@ -494,3 +566,29 @@ def test_two_chats_get_their_own_answers():
     assert {user: answer.error for user, answer in found.items()} == {1: "1", 2: "2"}
     ours.close()
     theirs.close()
+
+
+def test_of_two_who_acknowledge_the_first_is_told_to_both(tmp_path):
+    """In a chat and by the control socket, whose word goes on to the chats."""
+    courier = object.__new__(courier_module.CourierProcess)
+    courier.series = SeriesWriter(SeriesFile(tmp_path / "series.db", max_age_s=0, max_bytes=1 << 28))
+    told = []
+
+    class Chat:
+        class chat:
+            name = "chat"
+            acknowledged = staticmethod(lambda *words: told.append(words))
+
+    courier._chats = [Chat]
+    name = "an\x1bna (chat user 7)"
+    assert courier._acknowledge_chat("i1", name) == name
+    assert courier._acknowledge_chat("i1", name) == name
+    assert courier._acknowledge_chat("i1", "bert") == "an\ufffdna (chat user 7)"
+    courier._acknowledged(Acknowledge(incident_id="i2", who="root", at_ns=5))
+    courier.series.close(20)
+    assert told == [("i2", "root")]
+    assert Series(tmp_path / "series.db").acknowledged(["i2"])["i2"].who == "root"
+    assert courier._acknowledge_chat("i2", "bert") == "root"
+    courier.series.file.close()
+    shutil.rmtree(tmp_path)
+    assert courier._acknowledge_chat("i3", "bert") == "bert", "what cannot be written is said all the same"

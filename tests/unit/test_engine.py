@@ -7,7 +7,7 @@ import pytest
 
 from kwsiem.alert import Alert
 from kwsiem.correlate.engine import Engine
-from kwsiem.engine import MAX_UNACKNOWLEDGED, Blocks, Courier, Snapshots
+from kwsiem.engine import MAX_UNACKNOWLEDGED, Blocks, Courier, Figures, Snapshots
 from kwsiem.link import Link, link_pair
 from kwsiem.messages import (
     AlertsDurable,
@@ -16,6 +16,7 @@ from kwsiem.messages import (
     CourierToEngine,
     EngineToCourier,
     FromEngine,
+    SeriesTold,
     ToEngine,
 )
 from kwsiem.statefile import StateFiles
@@ -244,3 +245,45 @@ def test_a_fork_that_fails_costs_only_the_snapshot(ends, files, monkeypatch):
     monkeypatch.setattr(os, "fork", fork)
     made.begin(1)
     assert (made.failed, made.written) == (1, 0)
+
+
+def test_figures_are_what_is_new_since_the_telling_before(ends):
+    _, theirs = ends
+    figures = Figures(ends[0].link)
+    counters = {
+        "engine": {"events": {"tcp.syn": 5}, "lost": {"net": {"budget": 3, "aggregated": 99}, "pam": {"ring_buffer": 4}}},
+        "lines": {"net": {"rejected": {"not_json": 2}}, "pam": {"rejected": {"not_json": 1}}},
+        "failed_batches": 0, "alerts": {"dropped": 7}, "blocks": {"dropped": 0}, "series_lost": 0,
+    }  # fmt: skip
+    figures.alerts["high"] += 2
+    figures.tell(counters)
+    counters["engine"]["events"]["tcp.syn"] = 9
+    figures.tell(counters)
+    figures.tell(counters)
+    first, second = taken(theirs)
+    assert first.figures == {
+        "events": {"tcp.syn": 5},
+        "alerts": {"high": 2},
+        "lost": {
+            "sensor:budget": 3,
+            "sensor:ring_buffer": 4,
+            "decode:not_json": 3,
+            "engine:unacknowledged": 7,
+        },
+    }
+    assert second.figures == {"events": {"tcp.syn": 4}}
+
+
+def test_figures_are_told_when_it_is_time_and_what_cannot_be_sent_is_counted(ends, monkeypatch):
+    figures = Figures(ends[0].link)
+    now = {"s": 0.0}
+    monkeypatch.setattr("kwsiem.clock.monotonic_s", lambda: now["s"])
+    figures._due_s = 10.0
+    told = []
+    monkeypatch.setattr(figures, "tell", told.append)
+    for second in range(31):
+        now["s"] = float(second)
+        figures.every_second({}, second * 10**9)
+    assert len(told) == 3
+    assert figures._send(SeriesTold(at_s=0, figures={"x": {f"{n}" * 100: 1 for n in range(5000)}}))
+    assert figures.feed.lost == 1

@@ -57,6 +57,7 @@ def figures() -> dict:
             "alerts": {"raised": 4, "acknowledged": 2, "waiting": 1, "dropped": 1},
             "blocks": {"asked": 1, "withdrawn": 0, "dropped": 0},
             "snapshots": {"written": 3, "unchanged": 4, "failed": 0},
+            "event_log": {"on": False, "rotated": 0, "lost": 0, "failed": ""}, "series_lost": 0,
             "failed_batches": 0, "bad_messages": 0,
             "latency": {"built": latency.figures(), "durable": Histogram().figures()},
         },
@@ -64,6 +65,7 @@ def figures() -> dict:
             "alerts": {"received": 2, "rejected": 1, "duplicates": 0},
             "outbox": {"held_alerts": 1, "held_bytes": 900, "repaired": 0, "salvaged": 0},
             "disk_error": "disk full",
+            "series": {"lost": {}, "damaged": 0, "bytes": 8192, "error": ""},
             "outputs": [{
                 "name": 'si"em\\', "state": "failing", "raised": 10, "delivered": 5, "waiting": 2, "dead": 1, "dropped": 1,
                 "filtered": 1, "balanced": True, "retries": 3, "replayed": 4, "reasons": {"age": 1}, "lag_s": 12.5,
@@ -119,6 +121,27 @@ def test_drops_of_all_stages_stand_in_one_metric():
         ("decode", "lines", "type"): 1, ("engine", "alerts", "unacknowledged"): 1, ("courier", "alerts", "rejected"): 1,
         ("sensor", "messages", "bad"): 1, ("output", "alerts", "age"): 1,
     }  # fmt: skip
+
+
+def test_the_history_of_figures_and_the_event_log():
+    found = figures()
+    found["engine"] |= {
+        "event_log": {"on": True, "rotated": 3, "lost": 4, "failed": "disk"},
+        "series_lost": 5,
+    }
+    found["courier"] |= {"series": {"lost": {"disk": 6}, "damaged": 1, "bytes": 4096, "error": "disk"}}
+    found["series_lost"] = 7
+    read_ = read(metrics.render(found, {})[0])
+    for name, wanted in {
+        "kwsiem_event_log_rotated_total": 3, "kwsiem_event_log_failing": 1, "kwsiem_series_bytes": 4096,
+        "kwsiem_series_damaged_total": 1, "kwsiem_series_failing": 1,
+    }.items():  # fmt: skip
+        assert value(name, read_) == wanted, name
+    for stage, unit, reason, wanted in (
+        ("engine", "figures", "unsent", 5), ("sensor", "figures", "unsent", 7), ("courier", "figures", "disk", 6),
+        ("engine", "records", "event_log", 4),
+    ):  # fmt: skip
+        assert value("kwsiem_drops_total", read_, stage=stage, unit=unit, reason=reason) == wanted
 
 
 def test_a_latency_counts_in_every_bucket_above_it():

@@ -10,7 +10,7 @@ import pytest
 
 from kwsiem import clock, series, series_file
 from kwsiem.series import Acknowledged, Journal, Series
-from kwsiem.series_file import SeriesFile
+from kwsiem.series_file import SeriesFile, SeriesWriter
 
 #: A whole hour and minute.
 T = 1_799_996_400
@@ -52,6 +52,7 @@ def test_sums_are_added_up_and_gauges_keep_the_highest(file, path):
     assert reader.totals("waiting", T, T + 120) == [("siem", 7)]
     assert reader.steps("packets", T - 60, T + 120) == {"tcp": [0, 7, 5], "udp": [0, 1, 0], "icmp": [0, 0, 9]}
     assert reader.steps("waiting", T, T + 120, step_s=120) == {"siem": [7]}
+    assert reader.steps("packets", T, T + 120, top=1) == {"tcp": [7, 5]}
     assert reader.steps("packets", T, T + 180, step_s=120) == {"tcp": [12, 0], "udp": [1, 0], "icmp": [9, 0]}
 
 
@@ -160,9 +161,9 @@ def test_what_the_journal_takes_is_bounded(file, path, now):
     assert "\n" not in found.kind
     assert 0 < len(found.fields) <= series_file.JOURNAL_FIELDS
     assert all(len(text) <= series_file.JOURNAL_TEXT and "\x00" not in text for text in found.fields.values())
-    file.note([Journal(T * NS, "many", {}) for _ in range(1000)])
+    file.note([Journal(T * NS, "many", {}) for _ in range(5000)])
     assert len(Series(path).journal(0, 2**62, ["many"])) == series_file.JOURNAL_A_MINUTE - 1
-    assert file.lost == {"many": 1000 - series_file.JOURNAL_A_MINUTE + 1}
+    assert file.lost == {"many": 5000 - series_file.JOURNAL_A_MINUTE + 1}
     now["ns"] += 60 * NS
     file.note([Journal(T * NS, "later", {})])
     assert len(Series(path).journal(0, 2**62, ["later"])) == 1
@@ -230,7 +231,8 @@ def test_prune_removes_the_oldest_beyond_the_size(path, now):
         for minute in range(600):
             now["ns"] = (T + 60 * minute) * NS
             file.add(T + 60 * minute, {"events": {f"kind.{n}.{'x' * 90}": 1 for n in range(50)}})
-            file.prune()
+            if minute % 10 == 9:
+                file.prune()
         assert file.counters()["bytes"] <= 1.1 * (1 << 20)
         found = Series(path).steps("events", T, T + 60 * 600)
     values = next(iter(found.values()))
@@ -326,3 +328,28 @@ def test_a_month_of_minutes_is_read_at_once_and_labels_are_bounded(file, path):
     assert all(len(values) == 43_200 for values in found.values())
     assert len(reader.totals("sources", T, T + 600)) == series.MAX_LABELS
     assert reader.totals("sources", T, T + 600)[0] == ("10.0.11.183", 3000)
+
+
+def test_who_tells_something_never_waits_for_the_disk(path, now):
+    """While the thread is held up, so much waits; what is beyond is counted."""
+    file = SeriesFile(path, max_age_s=0, max_bytes=1 << 28)
+    writer = SeriesWriter(file)
+    with file._lock:
+        for _ in range(series_file.WAITING + 50):
+            writer.add(T, {"packets": {"tcp": 1, "udp": 1}})
+        assert file.lost["busy"] >= 2 * 49
+        assert file.counters()["lost"]["busy"] >= 2 * 49
+    writer.close(20)
+    (tcp, udp) = dict(Series(path).totals("packets", T, T + 60)).values()
+    assert tcp == udp
+    assert tcp + udp + file.lost["busy"] == 2 * (series_file.WAITING + 50)
+
+
+def test_a_fault_does_not_end_the_thread(path, now):
+    file = SeriesFile(path, max_age_s=0, max_bytes=1 << 28)
+    writer = SeriesWriter(file)
+    writer._put(3, lambda: 1 // 0)
+    writer.add(T, {"packets": {"tcp": 1}})
+    writer.close(20)
+    assert file.lost == {"failed": 3}
+    assert Series(path).totals("packets", T, T + 60) == [("tcp", 1)]

@@ -145,3 +145,8 @@ def test_the_sensor_tells_blocks_uptime_and_usage_when_it_is_time(now):
     now["s"] += 10
     figures.tick(list, dict, lambda: usage)
     assert courier.figures()[1]["cpu_ms"] == {"sensor": 250, "bpftrace:net": 100}
+
+
+def test_what_is_due_keeps_its_grid_and_makes_up_for_nothing():
+    assert series_feed.next_due(10.0, 10.3, 1.0) == 11.0
+    assert series_feed.next_due(10.0, 99.0, 1.0) == 100.0

@@ -28,6 +28,7 @@ _HELP: Final = (
     "",
     "tab          next panel: alerts, sources, blocks",
     "up, down     choose a row (also k and j)",
+    "a            acknowledge the chosen incident; asks",
     "b            block the chosen address; asks, and the guard has the last word",
     "r            release the chosen block; asks",
     "s            sort sources: by alerts, latest, level",
@@ -186,7 +187,7 @@ def _foot(model: Model, columns: int) -> Line:
         return Line(fit(safe(model.question.text), columns), "chosen")
     if model.said:
         return Line(fit(safe(model.said), columns), "bold")
-    keys = "q quit  h help  tab panel  b block  r release  s sort  p pause"
+    keys = "q quit  h help  tab panel  a ack  b block  r release  s sort  p pause"
     return Line(fit(keys, columns), "dim")
 
 
@@ -250,12 +251,13 @@ def _alerts(model: Model) -> tuple[list[str], list[tuple[list[str], str]]]:
             [
                 f" {_time(one.at_ns)}",
                 safe(one.level),
-                safe(one.state),
+                f"{safe(one.state)}{' ack' if one.acknowledged else ''}",
                 str(number(one.count)),
                 safe(one.source),
-                safe(one.title),
+                safe(one.title)
+                + (f" (acknowledged by {safe(one.acknowledged)})" if one.acknowledged else ""),
             ],
-            _LEVEL_STYLES.get(one.level, ""),
+            "dim" if one.acknowledged else _LEVEL_STYLES.get(one.level, ""),
         )
         for one in model.incidents
     ]

@@ -21,6 +21,7 @@ from kwsiem import clock, rights
 from kwsiem.alert import LEVELS, raised_ns_of
 from kwsiem.errors import KwsiemError
 from kwsiem.outbox import read_behind
+from kwsiem.series import FILE_NAME, Series
 from kwsiem.text import clean
 
 MAX_INCIDENTS: Final = 20
@@ -37,7 +38,7 @@ _ANSWER_S: Final = 15.0
 
 
 class Incident(msgspec.Struct):
-    """The latest message about one incident."""
+    """The latest message about one incident, and who acknowledged it."""
 
     id: str
     at_ns: int
@@ -46,6 +47,7 @@ class Incident(msgspec.Struct):
     title: str
     source: str
     count: int
+    acknowledged: str = ""
 
 
 class Source(msgspec.Struct):
@@ -70,6 +72,7 @@ class History:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._series = Series(path.with_name(FILE_NAME))
         self._begin()
 
     def _begin(self) -> None:
@@ -81,6 +84,7 @@ class History:
         """The digest at ``now_ns`` (wall time); never raises, an error is part of the answer."""
         try:
             self._read()
+            self._read_acknowledged()
         except (sqlite3.Error, OSError, msgspec.DecodeError) as error:
             return self._digest(f"the history cannot be read: {error}")
         while self._seen and self._seen[0][0] < now_ns - HOUR_NS:
@@ -99,6 +103,11 @@ class History:
             for key, document in page.alerts:
                 self._take(key, document)
             self._after = page.last
+
+    def _read_acknowledged(self) -> None:
+        known = self._series.acknowledged(self._incidents.keys())
+        for key, said in known.items():
+            self._incidents[key].acknowledged = clean(said.who, _MAX_TEXT)
 
     def _take(self, key: str, document: Mapping[str, Any]) -> None:
         facts = _map(_map(document.get("kwsiem")).get("alert"))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+from kwsiem.cli.common import operator
 from kwsiem.cli.top.history import ORDERS, Digest, Incident, Source
 from kwsiem.errors import KwsiemError
 
@@ -201,6 +202,8 @@ class Model:
             return f"not done: {error}"
         if "error" in answer:
             return f"not done: {answer['error']}"
+        if "acknowledged" in answer:
+            return "acknowledged"
         if "removed" in answer:
             return f"{answer['removed']}: removed"
         results = rows(answer.get("results"))
@@ -250,6 +253,17 @@ class Model:
             },
         )
 
+    def _acknowledge(self) -> None:
+        if self.panel != "alerts" or not self.incidents:
+            self.said = "choose an alert first: tab"
+            return
+        incident = self.incidents[self.row("alerts")]
+        if incident.acknowledged:
+            self.said = f"{incident.acknowledged} acknowledged it already"
+            return
+        request = {"command": "acknowledge", "incident_id": incident.id, "who": operator()}
+        self.question = Question(f"Acknowledge {incident.title}?  y: yes  any other key: no", {"y": request})
+
     def _release(self) -> None:
         keys = self.keys("blocks")
         if self.panel != "blocks" or not keys:
@@ -268,6 +282,7 @@ _KEYS: Final[Mapping[str, Callable[[Model], None]]] = {
     "p": Model._pause,
     " ": Model._pause,
     "s": Model._sort,
+    "a": Model._acknowledge,
     "b": Model._block,
     "r": Model._release,
     "tab": Model._next_panel,

@@ -2,6 +2,9 @@
 
 import json
 import re
+import select
+import threading
+from contextlib import closing
 from datetime import datetime, timezone
 
 import msgspec
@@ -12,8 +15,11 @@ from kwsiem.alert import LEVELS, Alert
 from kwsiem.cli import main
 from kwsiem.cli.alerts import cut_columns, line, render
 from kwsiem.clock import wall_ns
+from kwsiem.control import ControlServer
 from kwsiem.document import document
 from kwsiem.outbox import Item, Outbox, Summary
+from kwsiem.series import Acknowledged
+from kwsiem.series_file import SeriesFile
 
 HOSTILE = "\x1b[2J\x1b]0;x\x07<b>&](\u202e\r\n" + "A" * 5000
 
@@ -158,3 +164,83 @@ def test_the_time_is_local():
     summary = msgspec.convert({"@timestamp": "2026-01-02T03:04:05.000Z"}, Summary, strict=False)
     assert line(summary).startswith(f"{moment.astimezone():%Y-%m-%d %H:%M:%S}")
     assert f"{moment.astimezone():%Y-%m-%d %H:%M:%S}" in render({"@timestamp": "2026-01-02T03:04:05.000Z"})
+
+
+def test_who_acknowledged_is_shown(ask, tmp_path):
+    alerts = [alert(n) for n in range(1, 31)]
+    with closing(SeriesFile(tmp_path / "series.db", max_age_s=0, max_bytes=1 << 28)) as series:
+        series.acknowledge(alerts[3].incident_id, Acknowledged(1_800_000_000 * 10**9, HOSTILE))
+    lines = ask(alerts, "--limit", "0")[1].splitlines()
+    assert len(lines) == 30
+    (said,) = [line for line in lines if "[ack " in line]
+    assert "198.51.100.4 " in said
+    assert "\x1b" not in said and "\u202e" not in said
+    shown = ask([], "show", alerts[3].id)[1]
+    assert re.search(r"^acknowledged +by .*<b>&]\(.*, 2027-01-15 ", shown, re.MULTILINE)
+    document = json.loads(ask([], "show", "--json", alerts[3].id)[1])
+    assert document["kwsiem"]["alert"]["acknowledged"]["at"] == "2027-01-15T08:00:00.000Z"
+    assert "acknowledged" not in json.loads(ask([], "show", "--json", alerts[4].id)[1])["kwsiem"]["alert"]
+
+
+def test_damaged_acknowledgements_leave_the_list_as_it_is(ask, tmp_path, capsys):
+    (tmp_path / "series.db").write_bytes(b"no database" * 1000)
+    assert shown(ask([alert(1)])[1]) == [1]
+
+
+@pytest.fixture
+def appliance(tmp_path):
+    """A control socket that takes one acknowledgement and keeps what it was asked."""
+    asked = []
+
+    def answer(request):
+        asked.append(request)
+        return {"acknowledged": request["incident_id"]}
+
+    server = ControlServer(tmp_path / "control.sock", answer)
+
+    def serve():
+        if select.select([server], [], [], 20)[0]:
+            server.serve()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield asked
+    thread.join()
+    server.close()
+
+
+def test_an_incident_is_acknowledged_by_the_end_of_an_alerts_id(
+    ask, appliance, tmp_path, monkeypatch, capsys
+):
+    """The child that reads the history is a real one: it gives its rights up, to whom these files belong."""
+    monkeypatch.setenv("SUDO_USER", "anna")
+    (tmp_path / "kwsiem.yaml").write_text("host: web1\nuser: root\n")
+    chosen = alert(2)
+    ask([alert(1), chosen])
+    words = ["--state-dir", str(tmp_path), "--runtime", str(tmp_path)]
+    assert (
+        main(
+            [
+                "alerts",
+                "acknowledge",
+                "--config",
+                str(tmp_path / "kwsiem.yaml"),
+                *words,
+                chosen.id[-8:].lower(),
+            ]
+        )
+        == 0
+    )
+    assert appliance == [{"command": "acknowledge", "incident_id": chosen.incident_id, "who": "anna"}]
+    assert capsys.readouterr().out == f"{chosen.incident_id} acknowledged\n"
+
+
+def test_an_alert_that_is_not_there_cannot_be_acknowledged(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("KWSIEM_CONFIG", str(tmp_path / "kwsiem.yaml"))
+    (tmp_path / "kwsiem.yaml").write_text("host: web1\nuser: root\n")
+    Outbox(tmp_path / "kwsiem.db", ["file"]).close()
+    code = main(
+        ["alerts", "acknowledge", "--state-dir", str(tmp_path), "--runtime", str(tmp_path), "NOSUCHID"]
+    )
+    assert code != 0
+    assert "no alert 'NOSUCHID'" in capfd.readouterr().err

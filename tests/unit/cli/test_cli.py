@@ -122,3 +122,9 @@ def test_chatops_that_fails_is_a_fault():
         {"name": "b", "state": "failing", "last_error": "409"},
     ]
     assert faults({**status, "courier": {"chats": chats}}) == ["ChatOps of output b is failing: 409"]
+    series = {"error": "disk full", "lost": {}, "damaged": 0, "bytes": 0}
+    assert faults({**status, "courier": {"series": series}}) == [
+        "the history of figures is not written: disk full"
+    ]
+    engine = {"event_log": {"failed": "no space"}}
+    assert faults({**status, "courier": {}, "engine": engine}) == ["the event log is not written: no space"]

@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+from contextlib import closing
 
 import msgspec
 import pytest
@@ -14,6 +15,8 @@ from kwsiem.cli.top.model import Model, Sample
 from kwsiem.document import document
 from kwsiem.errors import KwsiemError
 from kwsiem.outbox import Item, Outbox
+from kwsiem.series import Acknowledged
+from kwsiem.series_file import SeriesFile
 
 HOSTILE = "<b>&](\x1b]0;x\x07\x1b[2J\x9b31m\r\n\u202e漢字\u0301\u0301" + "A" * 5000
 NOW_NS = 1_800_000_000 * clock.NS_PER_S
@@ -174,6 +177,38 @@ def test_a_block_is_asked_for_and_the_refusal_of_the_guard_is_shown():
     assert "198.51.100.7: refused: own: \ufffd[2Jan address of ours" in picture(model)
 
 
+def test_an_incident_is_acknowledged_once(monkeypatch):
+    monkeypatch.setenv("SUDO_USER", "anna")
+    model, appliance = model_with({"acknowledged": "i1"})
+    model.press("a")
+    assert "Acknowledge Scan?" in picture(model)
+    model.press("x")
+    assert appliance.asked == []
+    model.press("a")
+    model.press("y")
+    assert appliance.asked == [{"command": "acknowledge", "incident_id": "i1", "who": "anna"}]
+    assert "acknowledged" in picture(model).splitlines()[-1]
+    later = sample(at_s=11.0)
+    later.digest.incidents[0].acknowledged = "be\x1b[2Jrt"
+    model.take(later)
+    assert "open ack" in picture(model)
+    assert "(acknowledged by be\ufffd[2Jrt)" in picture(model)
+    model.press("a")
+    assert model.question is None
+    assert "acknowledged it already" in picture(model)
+    model.press("tab")
+    model.press("a")
+    assert model.said == "choose an alert first: tab"
+    assert len(appliance.asked) == 1
+
+
+def test_a_refused_acknowledgement_is_said():
+    model, _ = model_with({"error": "the courier does not answer"})
+    model.press("a")
+    model.press("y")
+    assert "not done: the courier does not answer" in picture(model)
+
+
 def test_any_other_key_is_no():
     model, appliance = model_with({})
     for key in ("y", "q", "escape", "\r"):
@@ -282,7 +317,10 @@ def test_incidents_and_sources_of_the_history(tmp_path):
         assert len(found.incidents[0].title) <= 256
         assert [(s.address, s.alerts, s.level) for s in found.sources] == [("198.51.100.7", 31, "critical")]
         put(box, 50, source="192.0.2.50")
+        with closing(SeriesFile(tmp_path / "series.db", max_age_s=0, max_bytes=1 << 28)) as series:
+            series.acknowledge(found.incidents[0].id, Acknowledged(NOW_NS, "anna"))
         found = history.update(NOW_NS)
+        assert [each.acknowledged for each in found.incidents[:3]] == ["", "anna", ""]
         assert found.incidents[0].source == "192.0.2.50"
         assert {s.address: s.alerts for s in found.sources} == {"198.51.100.7": 31, "192.0.2.50": 1}
     finally:

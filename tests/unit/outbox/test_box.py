@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from kwsiem.alert import first_id
 from kwsiem.clock import wall_ns
 from kwsiem.outbox import Item, Outbox, balanced, read_ledger, recent_alerts, tables
 from kwsiem.outbox import box as box_module
@@ -111,6 +112,29 @@ def test_only_so_much_history_is_kept_and_nothing_that_waits_is_removed(path):
     assert box.prune() == 0
     assert [found["number"] for found in box.recent(1000)] == list(range(99, 89, -1))
     assert balanced(box.ledger())
+    box.close()
+
+
+def test_settled_alerts_that_are_too_old_go_and_nothing_that_waits(path, monkeypatch):
+    now_ns = 1_800_000_000 * 10**9
+    monkeypatch.setattr(box_module, "wall_ns", lambda: now_ns)
+    box = Outbox(path, ["a", "b"], history_age_s=86_400)
+    aged = [
+        first_id(now_ns - day * 86_400 * 10**9 // 2)[:20] + f"{n:06}" for day in (4, 3, 1) for n in range(700)
+    ]
+    box.put([Item(key, 5, b"{}") for key in [*aged, "of-no-time"]])
+    assert box.prune() == 0
+    assert len(box.recent(9999)) == 2101, "nobody has settled them"
+    box.settle("a", list(range(1, 2102)), [], [])
+    box.settle("b", list(range(1, 501)), [], [])
+    box.prune()
+    assert len(box.recent(9999)) == 1601, "the rest waits for b"
+    box.settle("b", list(range(501, 2102)), [], [])
+    box.prune()
+    assert box.prune() == 0
+    assert len(box.recent(9999)) == 701
+    assert balanced(box.ledger())
+    assert box.ledger()["b"].delivered == 2101
     box.close()
 
 

@@ -55,6 +55,7 @@ class Rig:
         )
         self.told = []
         self.asked = []
+        self.acknowledged = {}
         self.outbox = Outbox(folder / "kwsiem.db", ["chat"])
         self.worker = self.chat = None
         self.start()
@@ -87,7 +88,11 @@ class Rig:
         self.chat = make_chatops(
             self.settings, secrets, self, self.ask, lambda kind, fields: self.told.append((kind, fields))
         )
-        self.chat.begin(self.kept, self.outbox)
+        self.chat.begin(self.kept, self.outbox, self.write_down)
+
+    def write_down(self, incident, who):
+        """As the courier does: who was first stays."""
+        return self.acknowledged.setdefault(incident, who)
 
     def put(self, alert):
         found = document(alert)
@@ -233,6 +238,16 @@ def test_acknowledge_once_and_the_message_shows_it(rig, make_alert):
     rig.put(make_alert(state="update", count=9, raised_ns=make_alert().raised_ns + 10**9))
     assert rig.texts[0].endswith("acknowledged by user 77")
     assert "Acknowledge" not in labels(rig)
+
+
+def test_who_acknowledged_elsewhere_was_first(rig, make_alert):
+    first, second = (rig.put(make_alert(first_ns=n, opened_ts_ns=n)) for n in (1, 2))
+    rig.acknowledged[first] = "<b>root</b>"
+    assert rig.press("ack", first) == "already acknowledged by <b>root</b>"
+    rig.chat.acknowledged(second, "anna")
+    assert rig.press("ack", second) == "already acknowledged by anna"
+    rig.chat.acknowledged("no-such-incident", "anna")
+    assert rig.acknowledged == {first: "<b>root</b>"}
 
 
 def test_evidence(rig, make_alert):

@@ -446,7 +446,12 @@ def test_status_tells_stale_rules_and_skipped_ones_over_the_socket(running, fold
     assert rules["skipped_rules"] == ["rules.d/x.yml:1: windows: no such log"]
     assert [Path(name).name for name in rules["files"]] == ["rules.yaml", "bad.yml"]
     assert rules["loaded_sha256"] != rules["disk_sha256"]
+    assert "figures" not in render(status)
+    status["courier"]["series"] = {"bytes": 3 << 20, "lost": {"disk": 4}, "damaged": 1, "error": ""}
+    status["engine"]["event_log"] = {"on": True, "rotated": 5, "lost": 6, "failed": ""}
     text = render(status)
+    assert "figures  3.0 MiB; 4 lost (disk), 1 begun anew" in text
+    assert "events   5 files complete, 6 lines lost" in text
     assert f"STALE since {rules['stale_since']}" in text
     assert "12 Sigma rules cannot be evaluated here" in text
     assert "rules.d/bad.yml:2:1" in text and "\x1b[31m" not in text
