@@ -24,6 +24,8 @@ from kwsiem.text import clean, without_reordering
 
 #: More than a person presses, little for a child gone bad.
 MAX_CHANGES_PER_MIN: Final = 20
+#: A child asks for two things a second, however many pages are open; the sensor answers in its own loop.
+MAX_LOOKS_PER_S: Final = 10
 MAX_BLOCKS: Final = 200
 #: The parent waits 10 s for the sensor (control.ANSWER_TIMEOUT_S); a child waits a little longer.
 ANSWER_S: Final = 12.0
@@ -77,6 +79,7 @@ class Desk:
         self._ask = ask
         self._rules = rules
         self._changes_s: deque[float] = deque(maxlen=MAX_CHANGES_PER_MIN)
+        self._looks_s: deque[float] = deque(maxlen=MAX_LOOKS_PER_S)
 
     def answer(self, request: FromChild) -> tuple[str, Any]:
         """What is wrong (empty: nothing), and what was found."""
@@ -91,6 +94,10 @@ class Desk:
         return error, found
 
     def _look(self, what: str) -> tuple[str, Any]:
+        now_s = clock.monotonic_s()
+        if len(self._looks_s) == MAX_LOOKS_PER_S and now_s - self._looks_s[0] < 1.0:
+            return "asked too often", {}
+        self._looks_s.append(now_s)
         if what == "status":
             found = self._ask({"command": "status"})
         elif what == "blocks":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
+import resource
 import select
 import signal
 import socket
@@ -29,6 +31,8 @@ from kwsiem.event import EventKind
 from kwsiem.link import Link, link_pair
 
 MAX_CONNECTIONS: Final = 64
+#: Connections that have not begun TLS are not counted among those; files of the history come on top.
+MAX_FILES: Final = 256
 #: A connection says what it wants within this; between two requests it may be silent for KEEP_S.
 REQUEST_S: Final = 10.0
 KEEP_S: Final = 15
@@ -52,6 +56,16 @@ class Options(msgspec.Struct, frozen=True):
     certificate: str = ""
     key: str = ""
     names: tuple[str, ...] = ()
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """Gives TLS as little time to begin as a request has; Python's own bound is a minute."""
+
+    async def create_server(self, *args: Any, **options: Any) -> Any:
+        """As asyncio's."""
+        if options.get("ssl"):
+            options["ssl_handshake_timeout"] = REQUEST_S
+        return await super().create_server(*args, **options)
 
 
 class BoundedProtocol(H11Protocol):
@@ -195,6 +209,7 @@ def _child(
         config = configured(dashboard, options)
         rights.drop(settings.user)
         rights.die_with_parent(parent)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES, MAX_FILES))
         serve(config, [listening(options.listen)], address)
         code = 0
     except KwsiemError as error:
@@ -207,4 +222,11 @@ def serve(config: uvicorn.Config, sockets: Sequence[socket.socket], address: Add
     """Serve until told to stop."""
     log.info("the dashboard is served", extra={"listen": sockets[0].getsockname()[:2], "tls": address.is_tls})
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    uvicorn.Server(config).run(list(sockets))
+    serve_until_told(uvicorn.Server(config), sockets)
+
+
+def serve_until_told(http: uvicorn.Server, sockets: Sequence[socket.socket]) -> None:
+    """Serve in a loop of our own."""
+    with contextlib.closing(Loop()) as loop:
+        loop.run_until_complete(http.serve(list(sockets)))
+        loop.run_until_complete(loop.shutdown_default_executor())

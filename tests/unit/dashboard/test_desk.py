@@ -9,6 +9,7 @@ import pytest
 from kwsiem import clock
 from kwsiem.dashboard.desk import (
     MAX_CHANGES_PER_MIN,
+    MAX_LOOKS_PER_S,
     Acknowledge,
     Answered,
     Desk,
@@ -109,6 +110,15 @@ def test_a_child_gone_bad_changes_little(desk, sensor, monkeypatch):
     assert desk.answer(Look(1, "status"))[0] == ""
     now[0] += 60.0
     assert desk.answer(Release(1, "192.0.2.9", WHO))[0] == ""
+
+
+def test_a_child_gone_bad_does_not_keep_the_sensor_busy(desk, sensor, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(clock, "monotonic_s", lambda: now[0])
+    errors = [desk.answer(Look(n, "status"))[0] for n in range(100)]
+    assert errors.count("") == len(sensor.asked) == MAX_LOOKS_PER_S
+    now[0] += 1.0
+    assert desk.answer(Look(1, "status"))[0] == ""
 
 
 def test_a_look_changes_nothing(desk, sensor):

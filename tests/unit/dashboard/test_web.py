@@ -113,7 +113,7 @@ class serving:
         self.server = uvicorn.Server(config)
 
     def __enter__(self):
-        self.thread = threading.Thread(target=self.server.run, args=([self.sock],))
+        self.thread = threading.Thread(target=server.serve_until_told, args=(self.server, [self.sock]))
         self.thread.start()
         return self
 
@@ -454,6 +454,17 @@ def test_over_tls_the_cookie_is_for_tls_alone(tmp_path, parent, put):
         assert "; Secure" in answer.getheader("set-cookie")
         assert answer.getheader("strict-transport-security")
         connection.close()
+
+
+def test_who_never_begins_tls_is_let_go(tmp_path, parent, put, monkeypatch):
+    monkeypatch.setattr(server, "REQUEST_S", 0.1)
+    path = tmp_path / "both.pem"
+    trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(path)
+    with (
+        serving(tmp_path, parent, certificate=str(path)) as site,
+        socket.create_connection(("127.0.0.1", site.port), timeout=10) as client,
+    ):
+        assert client.recv(1) == b""
 
 
 @pytest.mark.parametrize(
