@@ -13,7 +13,7 @@ say() { printf '\033[1m== %s\033[0m\n' "$*" >&2; }
 RUN_PACKAGES="bpftrace ipset iptables iproute2 python3 python3-venv"
 TEST_PACKAGES="sec nmap hydra hping3 openssh-server openssh-client sshpass rsyslog rsyslog-relp rsyslog-openssl
     libfaketime liblognorm-utils openssl procps util-linux curl nginx-light
-    libpam-modules debootstrap"
+    libpam-modules debootstrap chromium chromium-driver"
 
 as_root() {
     if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi

@@ -24,8 +24,8 @@ from kwsiem.errors import (
 )
 
 _GROUPS: Final = (
-    "run", "status", "top", "alerts", "report", "stats", "config", "check", "doctor", "probes", "rules",
-    "outputs", "blocks", "replay", "simulate",
+    "run", "status", "top", "dashboard", "alerts", "report", "stats", "config", "check", "doctor", "probes",
+    "rules", "outputs", "blocks", "replay", "simulate",
 )  # fmt: skip
 
 

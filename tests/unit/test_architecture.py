@@ -17,7 +17,7 @@ STAGES = {
     "outputs": {"outbox"},
     "response": set(),
 }
-ROOTS = {"appliance", "blocking", "engine", "courier", "delivery", "replay", "cli", "__main__"}
+ROOTS = {"appliance", "blocking", "engine", "courier", "dashboard", "delivery", "replay", "cli", "__main__"}
 
 
 def modules() -> list[Path]:
