@@ -158,6 +158,8 @@ def run(
     finally:
         link.close()
         code = _ended(child)
+    if code:
+        log.error("the process that serves the dashboard has ended by itself")
     return code
 
 
