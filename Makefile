@@ -50,6 +50,8 @@ bench: setup-scoreboard  ## the benchmarks; figures, never pass or fail
 	$(SUDO) $(BIN)/python bench/live.py
 	$(SUDO) $(BIN)/python bench/firewall.py
 	$(SUDO) $(BIN)/python bench/blocking.py
+	$(BIN)/python bench/report.py
+	$(SUDO) $(BIN)/python bench/dashboard.py
 	$(SUDO) $(BIN)/python bench/net.py idle
 	$(SUDO) $(BIN)/python bench/net.py overhead
 	$(SUDO) $(BIN)/python bench/net.py latency

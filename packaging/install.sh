@@ -22,11 +22,12 @@ install -d -m 0755 /etc/kwsiem /etc/kwsiem/probes.d /etc/kwsiem/rules.d
 [ -e /etc/kwsiem/env ] || install -m 0600 packaging/env.example /etc/kwsiem/env
 install -d -m 0750 -o kwsiem -g kwsiem /var/lib/kwsiem
 ln -sfn "$prefix/bin/kwsiem" /usr/local/bin/kwsiem
-install -m 0644 packaging/kwsiem.service /etc/systemd/system/kwsiem.service
+install -m 0644 packaging/kwsiem.service packaging/kwsiem-dashboard.service /etc/systemd/system/
 if [ -d /run/systemd/system ]; then
     systemctl daemon-reload
     systemctl enable kwsiem.service
     echo "installed; look with: kwsiem doctor; start it with: systemctl start kwsiem"
+    echo "the dashboard on 127.0.0.1:9470, if you want it: systemctl enable --now kwsiem-dashboard"
 else
     echo "installed; systemd does not run here, start it with: kwsiem run"
 fi

@@ -5,13 +5,13 @@ set -eu
 prefix=${KWSIEM_PREFIX:-/opt/kwsiem}
 
 if [ -d /run/systemd/system ]; then
-    systemctl disable --now kwsiem.service 2>/dev/null || true
+    systemctl disable --now kwsiem-dashboard.service kwsiem.service 2>/dev/null || true
 fi
 # Blocks outlive the service on purpose; without kwsiem nobody would look after them.
 if [ -x "$prefix/bin/python" ]; then
     "$prefix/bin/python" -c 'from kwsiem.response.detect import detect; detect("auto").close(remove=True)' 2>/dev/null || true
 fi
-rm -f /etc/systemd/system/kwsiem.service /usr/local/bin/kwsiem
+rm -f /etc/systemd/system/kwsiem.service /etc/systemd/system/kwsiem-dashboard.service /usr/local/bin/kwsiem
 [ -x "$prefix/bin/kwsiem" ] && rm -rf "$prefix"
 if [ "${1:-}" = "--purge" ]; then
     rm -rf /etc/kwsiem /var/lib/kwsiem /var/lib/kwsiem-blocks /var/log/kwsiem /run/kwsiem

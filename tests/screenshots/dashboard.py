@@ -1,6 +1,6 @@
 """Pictures for the documentation, of the real appliance under real attacks: needs root and the test packages.
 
-    .venv/bin/python tests/screenshots.py [FOLDER]
+    sudo .venv/bin/python tests/screenshots/dashboard.py [FOLDER]
 
 The appliance runs in a network namespace of its own; nmap and a password guesser attack it from others. What
 lies behind it, a day of alerts and figures, is written into its files before it starts.
@@ -17,7 +17,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent / "live"), str(Path(__file__).parents[1])]
+SOURCE = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(SOURCE / "tests" / "live"), str(SOURCE)]
 
 import msgspec
 import services
@@ -34,7 +35,7 @@ from kwsiem.document import document
 from kwsiem.outbox import Item, Outbox
 from kwsiem.series_file import SeriesFile
 
-IMAGES = Path(__file__).parents[1] / "docs" / "images"
+IMAGES = SOURCE / "docs" / "images"
 SETTINGS = "blocking: {mode: 'on', confirmed: true, allow: [203.0.113.77]}\n"
 NS = 10**9
 #: Rule, title, level, source, reason, tags: what has been seen in the day before.
