@@ -98,7 +98,7 @@ class Stacks:
 @pytest.fixture(scope="module", params=list(VERSIONS))
 def watched(request, open_folder):
     with Lab("host") as lab:
-        probe = RunningProbe(lab, "auth_pam", request.param)
+        probe = RunningProbe(lab, "auth_pam", request.param, quick=True)
         stacks = Stacks(VERSIONS[request.param], open_folder / f"pam-{request.param}")
         yield probe, stacks
         stacks.close()
@@ -274,7 +274,7 @@ def sshd(open_folder):
         wait_until(
             lambda: "LISTEN" in lab.run("host", ["ss", "-Hltn", "sport = :22"]).stdout, 10, "sshd listens"
         )
-        probe = RunningProbe(lab, "auth_pam", "host")
+        probe = RunningProbe(lab, "auth_pam", "host", quick=True)
         yield lab, probe, log
         probe.stop()
 
