@@ -4,7 +4,6 @@
 # losses belong to the whole machine, so two of them would see each other. The second lane, with less claim on the
 # processor, is the unit tests and after them the live tests named in "beside". What it said comes after what the
 # first one said. A live test file that is not named is in the first lane. Exit 1 when either failed. Run as root.
-# A shell starts what is in the background without SIGINT; tests that end a program with it need it back.
 set -eu
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
@@ -26,7 +25,7 @@ alone=
 for file in $beside; do alone="$alone --ignore=$file"; done
 said=$(mktemp)
 trap 'rm -f "$said"' EXIT
-nice -n 10 env --default-signal=INT $python -m pytest tests/unit $beside -p no:cacheprovider >"$said" 2>&1 &
+nice -n 10 $python -m pytest tests/unit $beside -p no:cacheprovider >"$said" 2>&1 &
 second=$!
 trap 'kill $second 2>/dev/null || true; rm -f "$said"' EXIT
 first=0
