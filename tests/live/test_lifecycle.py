@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,6 +19,54 @@ pytestmark = [pytest.mark.live, pytest.mark.timeout(180)]
 def lab():
     with Lab("host", "peer") as lab:
         yield lab
+
+
+ALIEN = """/*
+ * alien - Wants what no kernel has.
+ *
+ * sees:     nothing
+ * blind:    all
+ * overhead: none
+ * needs:    tracepoint alien:landing
+ *
+ * event 1 alien.landing alien.number:u64
+ */
+tracepoint:alien:landing { print((1, (uint64)1, nsecs)); }
+interval:s:1 { print((0, nsecs)); }
+"""
+#: It breaks its own contract in every way that passes the lint.
+LIAR = """/*
+ * liar - Breaks its contract.
+ *
+ * sees:     nothing
+ * blind:    all
+ * overhead: none
+ *
+ * event 1 liar.number liar.number:str
+ */
+interval:ms:300 { print((1, (uint64)5, nsecs)); }
+interval:s:1 { print((0, nsecs)); }
+"""
+
+
+@pytest.fixture(scope="module")
+def shared(open_folder):
+    """One appliance for all tests after which it goes on as before; beside the shipped probes it has two bad ones."""
+    folder = Path(tempfile.mkdtemp(dir=open_folder))
+    with Lab("host", "peer") as lab:
+        appliance = RunningAppliance(lab, folder)
+        (appliance.probes / "alien.bt").write_text(ALIEN)
+        (appliance.probes / "liar.bt").write_text(LIAR)
+        with appliance:
+            yield appliance
+
+
+def scan_is_found(appliance: RunningAppliance, source: str) -> None:
+    """The whole way from the probe to the file; ``source``: one that has not scanned before."""
+    lab = appliance.lab
+    lab.address("peer", lab.end("peer").device, f"{source}/24")
+    knock(lab, range(20, 30), source=source)
+    appliance.wait_alert("tcp-port-scan", source)
 
 
 def knock(lab: Lab, ports, name: str = "peer", source: str | None = None) -> None:
@@ -50,6 +99,9 @@ def test_sigterm_ends_everything_and_leaves_nothing(lab, tmp_path):
     wait_until(lambda: gone(pids), 5, f"all of {pids} gone")
     assert appliance.children() == set()
     assert not (appliance.runtime / "control.sock").exists()
+    done = lab.run("host", status_argv(appliance), check=False)
+    assert done.returncode == 69
+    assert "not running" in done.stderr
 
 
 def test_kill_9_of_the_sensor_leaves_no_orphan_and_the_next_start_works(lab, tmp_path):
@@ -66,48 +118,43 @@ def test_kill_9_of_the_sensor_leaves_no_orphan_and_the_next_start_works(lab, tmp
     appliance.stop()
 
 
-@pytest.mark.parametrize("name", ["engine", "courier"])
-def test_kill_9_of_a_process_is_answered_by_a_new_one(lab, tmp_path, name):
-    with RunningAppliance(lab, tmp_path) as appliance:
-        old = appliance.pid(name)
-        os.kill(old, signal.SIGKILL)
-        wait_until(lambda: appliance.pid(name) not in (None, old), 10, f"a new {name}")
-        appliance.wait_ready()
-        wait_until(lambda: gone([old]), 5)
-        knock(lab, range(20, 30))
-        appliance.wait_alert("tcp-port-scan")
+@pytest.mark.parametrize(("name", "source"), [("engine", "198.51.100.21"), ("courier", "198.51.100.22")])
+def test_kill_9_of_a_process_is_answered_by_a_new_one(shared, name, source):
+    old = shared.pid(name)
+    os.kill(old, signal.SIGKILL)
+    wait_until(lambda: shared.pid(name) not in (None, old), 10, f"a new {name}")
+    shared.wait_ready()
+    wait_until(lambda: gone([old]), 5)
+    scan_is_found(shared, source)
 
 
-def test_kill_9_of_bpftrace_is_answered_by_a_new_one(lab, tmp_path):
-    with RunningAppliance(lab, tmp_path) as appliance:
-        old = appliance.probe("net")["pid"]
-        os.kill(old, signal.SIGKILL)
-        wait_until(
-            lambda: (
-                appliance.probe("net")["pid"] not in (None, old)
-                and appliance.probe("net")["state"] == "ready"
-            ),
-            20,
-            "net ready again",
-        )
-        assert appliance.probe("net")["restarts"] == 1
-        knock(lab, range(20, 30))
-        appliance.wait_alert("tcp-port-scan")
+def test_kill_9_of_bpftrace_is_answered_by_a_new_one(shared):
+    before = shared.probe("net")
+    os.kill(before["pid"], signal.SIGKILL)
+    wait_until(
+        lambda: (
+            shared.probe("net")["pid"] not in (None, before["pid"])
+            and shared.probe("net")["state"] == "ready"
+        ),
+        20,
+        "net ready again",
+    )
+    assert shared.probe("net")["restarts"] == before["restarts"] + 1
+    scan_is_found(shared, "198.51.100.23")
 
 
-def test_a_stopped_bpftrace_is_silent_and_restarted(lab, tmp_path):
-    with RunningAppliance(lab, tmp_path) as appliance:
-        old = appliance.probe("auth_pam")["pid"]
-        os.kill(old, signal.SIGSTOP)
-        wait_until(
-            lambda: (
-                appliance.probe("auth_pam")["pid"] not in (None, old)
-                and appliance.probe("auth_pam")["state"] == "ready"
-            ),
-            30,
-            "auth_pam ready again",
-        )
-        wait_until(lambda: gone([old]), 5)
+def test_a_stopped_bpftrace_is_silent_and_restarted(shared):
+    old = shared.probe("auth_pam")["pid"]
+    os.kill(old, signal.SIGSTOP)
+    wait_until(
+        lambda: (
+            shared.probe("auth_pam")["pid"] not in (None, old)
+            and shared.probe("auth_pam")["state"] == "ready"
+        ),
+        30,
+        "auth_pam ready again",
+    )
+    wait_until(lambda: gone([old]), 5)
 
 
 def test_alerts_survive_kills_of_engine_and_courier_in_mid_storm(lab, tmp_path):
@@ -133,20 +180,19 @@ def test_alerts_survive_kills_of_engine_and_courier_in_mid_storm(lab, tmp_path):
         wait_until(lambda: seen() >= set(sources), 20, f"alerts of {set(sources) - seen()}")
 
 
-def test_the_processes_without_rights_have_none(lab, tmp_path):
-    with RunningAppliance(lab, tmp_path) as appliance:
-        for name in ("engine", "courier"):
-            status = dict(
-                line.split(":\t", 1)
-                for line in Path(f"/proc/{appliance.pid(name)}/status").read_text().splitlines()
-                if ":\t" in line
-            )
-            assert status["Uid"].split()[0] != "0"
-            assert len(set(status["Uid"].split())) == 1
-            assert status["Groups"].strip() == ""
-            assert status["NoNewPrivs"] == "1"
-            for kind in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
-                assert int(status[kind], 16) == 0, kind
+def test_the_processes_without_rights_have_none(shared):
+    for name in ("engine", "courier"):
+        status = dict(
+            line.split(":\t", 1)
+            for line in Path(f"/proc/{shared.pid(name)}/status").read_text().splitlines()
+            if ":\t" in line
+        )
+        assert status["Uid"].split()[0] != "0"
+        assert len(set(status["Uid"].split())) == 1
+        assert status["Groups"].strip() == ""
+        assert status["NoNewPrivs"] == "1"
+        for kind in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+            assert int(status[kind], 16) == 0, kind
 
 
 def test_probes_come_change_and_go_while_it_runs(lab, tmp_path):
@@ -190,55 +236,39 @@ rules:
         assert {p["name"]: p["pid"] for p in appliance.status()["probes"]} == others
 
 
-def test_a_probe_this_kernel_cannot_run_is_unsupported_and_left_alone(lab, tmp_path):
-    appliance = RunningAppliance(lab, tmp_path)
-    (appliance.probes / "alien.bt").write_text(
-        "/*\n * alien - Wants what no kernel has.\n *\n * sees:     nothing\n * blind:    all\n"
-        " * overhead: none\n * needs:    tracepoint alien:landing\n *\n * event 1 alien.landing alien.number:u64\n */\n"
-        "tracepoint:alien:landing { print((1, (uint64)1, nsecs)); }\ninterval:s:1 { print((0, nsecs)); }\n"
-    )
-    with appliance:
-        probe = appliance.probe("alien")
-        assert probe["state"] == "unsupported"
-        assert "alien:landing" in probe["reason"]
-        assert probe["restarts"] == 0
+def test_a_probe_this_kernel_cannot_run_is_unsupported_and_left_alone(shared):
+    probe = shared.probe("alien")
+    assert probe["state"] == "unsupported"
+    assert "alien:landing" in probe["reason"]
+    assert probe["restarts"] == 0
 
 
-def test_a_second_appliance_on_the_same_folder_is_refused(lab, tmp_path):
-    with RunningAppliance(lab, tmp_path) as appliance:
-        done = lab.run("host", appliance.argv, check=False)
-        assert done.returncode == 69
-        assert "already running with pid" in done.stderr
-
-
-def test_what_a_probe_prints_wrongly_is_counted_and_shown(lab, tmp_path):
-    """Real bpftrace, a probe that breaks its own contract in every way that passes the lint."""
-    appliance = RunningAppliance(lab, tmp_path)
-    (appliance.probes / "liar.bt").write_text(
-        "/*\n * liar - Breaks its contract.\n *\n * sees:     nothing\n * blind:    all\n * overhead: none\n *\n"
-        " * event 1 liar.number liar.number:str\n */\n"
-        "interval:ms:300 { print((1, (uint64)5, nsecs)); }\ninterval:s:1 { print((0, nsecs)); }\n"
-    )
-    with appliance:
-        wait_until(
-            lambda: (
-                appliance.status()["engine"]["lines"].get("liar", {}).get("rejected", {}).get("wrong_type", 0)
-                > 1
-            ),
-            10,
-            "rejected lines are counted",
-        )
-        counts = appliance.status()["engine"]["lines"]["liar"]
-        assert counts["received"] == counts["accepted"] + sum(counts["rejected"].values())
-
-
-def test_status_as_json_and_for_people(lab, tmp_path):
-    with RunningAppliance(lab, tmp_path) as appliance:
-        argv = [*appliance.argv[:4], "status", "--runtime", str(appliance.runtime)]
-        done = lab.run("host", argv)
-        assert "net" in done.stdout
-        assert "\033" not in done.stdout
-        assert json.loads(lab.run("host", [*argv, "--json"]).stdout)["pid"] == appliance.process.pid
-    done = lab.run("host", argv, check=False)
+def test_a_second_appliance_on_the_same_folder_is_refused(shared):
+    done = shared.lab.run("host", shared.argv, check=False)
     assert done.returncode == 69
-    assert "not running" in done.stderr
+    assert "already running with pid" in done.stderr
+
+
+def test_what_a_probe_prints_wrongly_is_counted_and_shown(shared):
+    """Real bpftrace, and the probe LIAR."""
+
+    def counts() -> dict:
+        return shared.status()["engine"]["lines"].get("liar", {})
+
+    wait_until(
+        lambda: counts().get("rejected", {}).get("wrong_type", 0) > 1, 10, "rejected lines are counted"
+    )
+    found = counts()
+    assert found["received"] == found["accepted"] + sum(found["rejected"].values())
+
+
+def status_argv(appliance: RunningAppliance) -> list[str]:
+    return [*appliance.argv[:4], "status", "--runtime", str(appliance.runtime)]
+
+
+def test_status_as_json_and_for_people(shared):
+    argv = status_argv(shared)
+    done = shared.lab.run("host", argv)
+    assert "net" in done.stdout
+    assert "\033" not in done.stdout
+    assert json.loads(shared.lab.run("host", [*argv, "--json"]).stdout)["pid"] == shared.process.pid

@@ -29,16 +29,12 @@ from frames import (
     vlan,
 )
 from lab import Lab, wait_until
-from test_probes import PAM, VERSIONS, RunningProbe, in_root, knock, settle
+from test_probes import PAM, VERSIONS, RunningProbe, in_root, knock, on_all_versions, settle
 
 from kwsiem.derive import as_ip
 from kwsiem.sensor.catalog import pam_target
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
-
-
-def watched_by_all(lab: Lab, name: str) -> dict[str, RunningProbe]:
-    return {version: RunningProbe(lab, name, version) for version in VERSIONS}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +45,7 @@ def watched():
             lab.add(name)
         ends = lab.bridge("host", "br0", "box1", "box2")
         prepare(lab)
-        probes = watched_by_all(lab, "net")
+        probes = on_all_versions(lab, "net")  # as they are shipped
         odd_frames(lab)
         ordinary_connections(lab)
         devices(lab, ends)
@@ -304,7 +300,7 @@ def test_a_flood_is_told_as_a_rate_with_its_number_of_sources(watched, version):
 @pytest.fixture(scope="module", params=list(VERSIONS))
 def pam(request):
     with Lab("host") as lab:
-        probe = RunningProbe(lab, "auth_pam", request.param)
+        probe = RunningProbe(lab, "auth_pam", request.param, quick=True)
         yield probe, VERSIONS[request.param]
         probe.stop()
 

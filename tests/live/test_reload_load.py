@@ -33,7 +33,7 @@ from kwsiem.rules.source import Source
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
 
-LINES = 2_000_000
+LINES = 1_000_000
 LINES_PER_S = 150_000
 RELOADS = 20
 KIND = EventKind("test.load", parse_fields("source.ip:ip test.number:u32"))

@@ -7,8 +7,12 @@ import contextlib
 import os
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import pytest
 from appliance import RunningAppliance
@@ -33,12 +37,6 @@ rules:
     suppress: 1h
 """
 LOUD = "198.51.100.77"
-
-
-@pytest.fixture
-def lab():
-    with Lab("host", "peer") as lab:
-        yield lab
 
 
 def seen(appliance: RunningAppliance) -> int:
@@ -105,8 +103,9 @@ def kill_engine(appliance: RunningAppliance) -> None:
     wait_until(another, 15, f"a new engine with the old state: {appliance.status().get('engine')}")
 
 
-def test_a_slow_scan_is_found_though_the_engine_is_killed_in_the_middle_of_it(lab, tmp_path):
-    with RunningAppliance(lab, tmp_path, rules=RULES, record=False) as appliance:
+def scan_over_kills(lab: Lab, folder: Path) -> None:
+    """The slow scan in three parts; between them the engine alone is killed."""
+    with RunningAppliance(lab, folder, rules=RULES, record=False) as appliance:
         loud_scan(lab, appliance)
         for ports in ((21, 22), (23, 25)):
             scan(lab, appliance, *ports)
@@ -127,16 +126,9 @@ def kill_all(appliance: RunningAppliance) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize(
-    "end",
-    [
-        pytest.param(end_sensor(signal.SIGKILL), id="kill-sensor"),
-        pytest.param(end_sensor(signal.SIGTERM), id="stop"),
-        pytest.param(kill_all, id="kill-all"),
-    ],
-)
-def test_a_slow_scan_is_found_though_the_whole_appliance_is_started_again(lab, tmp_path, end):
-    appliance = RunningAppliance(lab, tmp_path, rules=RULES, record=False)
+def scan_over_a_start(lab: Lab, folder: Path, end: Callable[[RunningAppliance], None]) -> None:
+    """One half of the slow scan, the end, a new start, the other half."""
+    appliance = RunningAppliance(lab, folder, rules=RULES, record=False)
     with appliance:
         loud_scan(lab, appliance)
         scan(lab, appliance, 21, 22, 23, 25)
@@ -147,3 +139,25 @@ def test_a_slow_scan_is_found_though_the_whole_appliance_is_started_again(lab, t
         appliance.start()
         wait_until(lambda: restored(appliance), 15, "the state of the run before")
         both_alerted_once(lab, appliance)
+
+
+ENDS = {"kill-sensor": end_sensor(signal.SIGKILL), "stop": end_sensor(signal.SIGTERM), "kill-all": kill_all}
+WAYS = {"kill-engine": scan_over_kills, **{way: partial(scan_over_a_start, end=ENDS[way]) for way in ENDS}}
+
+
+@pytest.fixture(scope="module")
+def begun(open_folder):
+    """All ways at once, each in a laboratory of its own: most of it is waiting."""
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(len(WAYS)) as pool:
+        labs = {way: stack.enter_context(Lab("host", "peer")) for way in WAYS}
+        folders = {way: Path(tempfile.mkdtemp(dir=open_folder)) for way in WAYS}
+        yield {way: pool.submit(run, labs[way], folders[way]) for way, run in WAYS.items()}
+
+
+def test_a_slow_scan_is_found_though_the_engine_is_killed_in_the_middle_of_it(begun):
+    begun["kill-engine"].result()
+
+
+@pytest.mark.parametrize("way", list(ENDS))
+def test_a_slow_scan_is_found_though_the_whole_appliance_is_started_again(begun, way):
+    begun[way].result()
