@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ import msgspec
 import yaml
 
 from kwsiem import secret
-from kwsiem.cli.common import Subparsers, add_json, add_settings, command, print_json, settings_of
+from kwsiem.cli.common import Subparsers, add_json, add_settings, command, plain, print_json, settings_of
 from kwsiem.config import Settings, resolve, settings_path
 from kwsiem.errors import EXIT_GOOD, ConfigError
 from kwsiem.yamltree import place_of, read_document
@@ -29,11 +29,13 @@ def add(commands: Subparsers) -> None:
         "print the settings that are in force as YAML, secrets masked",
         [
             "kwsiem config",
+            "kwsiem config outputs blocking",
             "kwsiem config --default > kwsiem.yaml",
             "kwsiem config --json | jq .state_dir",
         ],
         execute=execute,
     )
+    parser.add_argument("keys", nargs="*", metavar="KEY", help="print these keys of the top level alone")
     add_settings(parser)
     parser.add_argument("--default", action="store_true", help="print what holds without a settings file")
     add_json(parser)
@@ -43,12 +45,20 @@ def execute(options: argparse.Namespace) -> int:
     """Print them; the YAML is a settings file itself."""
     settings = resolve(Settings()) if options.default else settings_of(options)
     _learn_secrets(Path(settings.env_file))
-    values = shown(settings)
+    values = _chosen(shown(settings), options.keys)
     if options.json:
         print_json(values)
     else:
         print(render(values, {} if options.default else sources(options)), end="")
     return EXIT_GOOD
+
+
+def _chosen(values: Mapping[str, Any], keys: Sequence[str]) -> Mapping[str, Any]:
+    """Those that were named, all when none was; raises ConfigError for one that is not there."""
+    for key in keys:
+        if key not in values:
+            raise ConfigError(f"{plain(key)}: no such setting; there are {', '.join(values)}")
+    return {key: values[key] for key in keys} if keys else values
 
 
 def shown(settings: Settings) -> dict[str, Any]:

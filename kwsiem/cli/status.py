@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from kwsiem.cli.common import Subparsers, add_json, command, paint, plain, print
 from kwsiem.cli.follow import add_follow, follow
 from kwsiem.config import load_settings
 from kwsiem.control import ask
-from kwsiem.errors import EXIT_CHECK_FAILED, EXIT_GOOD
+from kwsiem.errors import EXIT_CHECK_FAILED, EXIT_GOOD, ConfigError
 
 _COLOURS = {"ready": "green", "failed": "red", "backoff": "red", "failing": "red", "unsupported": "yellow"}
 
@@ -25,9 +26,16 @@ def add(commands: Subparsers) -> None:
         [
             "sudo kwsiem status",
             "sudo kwsiem status --json | jq .probes",
+            "sudo kwsiem status net siem || mail -s 'kwsiem: look at this' root",
             "sudo kwsiem status --follow --interval 5",
         ],
         execute=execute,
+    )
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="only these probes, processes and outputs",
     )
     parser.add_argument("--config", type=Path, metavar="F", help="settings file of the running appliance")
     parser.add_argument("--runtime", metavar="DIR", help="its runtime folder (default /run/kwsiem)")
@@ -39,6 +47,8 @@ def execute(options: argparse.Namespace) -> int:
     """Ask the running appliance; with ``--follow`` until interrupted."""
     socket = Path(options.runtime) / "control.sock" if options.runtime else None
     question = partial(ask, socket or load_settings(options.config).control_socket, {"command": "status"})
+    if options.names:
+        return _named(lambda: only(question(), options.names), options)
     if options.follow:
         return follow(question, render, options.interval, as_json=options.json)
     status = question()
@@ -47,6 +57,44 @@ def execute(options: argparse.Namespace) -> int:
     else:
         print(render(status))
     return EXIT_CHECK_FAILED if faults(status) else EXIT_GOOD
+
+
+def _named(question: Callable[[], dict[str, Any]], options: argparse.Namespace) -> int:
+    """The same of what was named alone."""
+    if options.follow:
+        return follow(question, _render_only, options.interval, as_json=options.json)
+    found = question()
+    if options.json:
+        print_json(found)
+    else:
+        print(_render_only(found))
+    rows = (row for part in ("probes", "processes") for row in found[part])
+    well = all(row["state"] in ("ready", "unsupported") for row in (*rows, *found["courier"]["outputs"]))
+    return EXIT_GOOD if well else EXIT_CHECK_FAILED
+
+
+def only(status: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The probes, processes and outputs with these names; raises ConfigError when one is none of them."""
+    found: dict[str, Any] = {
+        "probes": [probe for probe in status["probes"] if probe["name"] in names],
+        "processes": [process for process in status["processes"] if process["name"] in names],
+        "courier": {"outputs": [o for o in status["courier"].get("outputs", []) if o["name"] in names]},
+        "engine": {"lines": {n: v for n, v in status["engine"].get("lines", {}).items() if n in names}},
+    }
+    there = {row["name"] for row in (*found["probes"], *found["processes"], *found["courier"]["outputs"])}
+    for name in names:
+        if name not in there:
+            raise ConfigError(f"{plain(name)}: no probe, process or output has this name")
+    return found
+
+
+def _render_only(found: dict[str, Any]) -> str:
+    parts = (
+        (found["probes"], _probe_section),
+        (found["processes"], _process_section),
+        (found["courier"]["outputs"], _output_section),
+    )
+    return "\n\n".join(section(found) for rows, section in parts if rows)
 
 
 def faults(status: dict[str, Any]) -> list[str]:
@@ -126,11 +174,9 @@ def render(status: dict[str, Any]) -> str:
         + f" on {plain(status['host'])}, pid {status['pid']}, since {status['since']},"
         + f" bpftrace {status['bpftrace']}",
         "",
-        _section(
-            "PROBE", "STATE", "SINCE", "RESTARTS", "LINES", "REJECTED", "LOST", "WHY", rows=_probes(status)
-        ),
+        _probe_section(status),
         "",
-        _section("PROCESS", "STATE", "SINCE", "RESTARTS", "PID", "", rows=_processes(status)),
+        _process_section(status),
         "",
         f"rules    {rules['rules']} from {plain(rules['file'])}, loaded {rules['loaded']}, "
         + (paint(f"STALE since {rules['stale_since']}", "red") if rules["stale"] else "current"),
@@ -144,17 +190,7 @@ def render(status: dict[str, Any]) -> str:
             for rule, until in status["courier"].get("mutes", {}).items()
         ),
         "",
-        _section(
-            "OUTPUT",
-            "STATE",
-            "WAITING",
-            "DELIVERED",
-            "DEAD",
-            "DROPPED",
-            "FILTERED",
-            "LABEL",
-            rows=_outputs(status),
-        ),
+        _output_section(status),
     ]
     wrong = faults(status)
     parts += ["", *(paint("! ", "red") + plain(text) for text in wrong)] if wrong else []
@@ -174,6 +210,20 @@ def _more_rules(rules: dict[str, Any]) -> list[str]:
             f"         {rules['skipped']} Sigma rules cannot be evaluated here: kwsiem rules show says why"
         )
     return lines
+
+
+def _probe_section(status: dict[str, Any]) -> str:
+    heads = ("PROBE", "STATE", "SINCE", "RESTARTS", "LINES", "REJECTED", "LOST", "WHY")
+    return _section(*heads, rows=_probes(status))
+
+
+def _process_section(status: dict[str, Any]) -> str:
+    return _section("PROCESS", "STATE", "SINCE", "RESTARTS", "PID", "", rows=_processes(status))
+
+
+def _output_section(status: dict[str, Any]) -> str:
+    heads = ("OUTPUT", "STATE", "WAITING", "DELIVERED", "DEAD", "DROPPED", "FILTERED", "LABEL")
+    return _section(*heads, rows=_outputs(status))
 
 
 def _section(*heads: str, rows: list[list[str]]) -> str:

@@ -81,7 +81,12 @@ def test_names_made_to_do_harm_are_shown_and_do_none(lab, tmp_path):
         wait_until(lambda: server.shown, 10, "the message in the chat")
         views = [
             kwsiem(appliance, *words)
-            for words in (("alerts",), ("alerts", "show", alert["event"]["id"]), ("top", "--once"))
+            for words in (
+                ("alerts",),
+                ("alerts", "show", alert["event"]["id"]),
+                ("top", "--once"),
+                ("status", "net", "tg"),
+            )
         ]
         report = kwsiem(appliance, "report", "--since", "1h", "--output", "-")
     page = Page(report)

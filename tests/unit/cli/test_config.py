@@ -77,3 +77,12 @@ def test_bad_settings_are_an_error(tmp_path, capsys):
     (tmp_path / "bad.yaml").write_text("hots: x\n")
     assert main(["config", "--config", str(tmp_path / "bad.yaml")]) == 78
     assert "did you mean 'host'" in capsys.readouterr().err
+
+
+def test_keys_that_are_named_are_printed_alone(config, capsys):
+    assert main(["config", "--config", str(config), "outputs", "history_alerts", "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)) == ["outputs", "history_alerts"]
+    assert main(["config", "--config", str(config), "history_alerts"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == {"history_alerts": 50000}
+    assert main(["config", "--config", str(config), "nothing\x1b[2J"]) == 78
+    assert "no such setting; there are host, user" in (said := capsys.readouterr().err) and "\x1b" not in said
