@@ -25,7 +25,7 @@ import msgspec
 
 from kwsiem import __version__, clock, logs, rights
 from kwsiem.blocking import RouteWatch, make_blocker
-from kwsiem.chatdesk import ChatDesk
+from kwsiem.chatdesk import MAX_SHOWN, ChatDesk
 from kwsiem.config import Settings
 from kwsiem.control import ControlServer
 from kwsiem.errors import EXIT_GOOD, ConfigError, LinkError, UnavailableError
@@ -294,7 +294,13 @@ class Appliance:
             message = link.take_message()
             if message is None:
                 break
-            take(message)
+            try:
+                take(message)
+            except Exception as error:
+                # What a process without rights says must not end this one; the first time says why.
+                if not self._bad_messages:
+                    log.exception("message refused", extra={"which": worker.name, "error": str(error)})
+                self._bad_messages += 1
         self._bad_messages += link.bad - bad
         if link.closed:
             self.forget(link.fileno())
@@ -545,17 +551,17 @@ class Appliance:
         probes = self.supervisor.status(clock.monotonic_s())
         ready = sum(probe["state"] == "ready" for probe in probes)
         rules, blocking = self.rules.status(), self.blocker.status()
-        outputs = self.courier.stats.get("outputs", [])
+        # What the engine and the courier say of themselves may be anything: they may have been taken over.
+        outputs, alerts = self.courier.stats.get("outputs"), self.engine.stats.get("alerts")
+        rows = [each for each in outputs if isinstance(each, dict)] if isinstance(outputs, list) else []
         return {
             "version": __version__,
             "host": self.settings.host,
             "probes": f"{ready} of {len(probes)} ready",
             "rules": f"{rules['rules']}{' (stale)' if rules['stale'] else ''}",
-            "alerts": self.engine.stats.get("alerts", {}).get("raised", 0),
+            "alerts": alerts.get("raised", 0) if isinstance(alerts, dict) else 0,
             "blocking": f"{blocking['mode']}, {blocking['blocks']} blocks",
-            "outputs": [
-                {key: each.get(key) for key in ("name", "state", "waiting")} for each in outputs[:20]
-            ],
+            "outputs": [{key: each.get(key) for key in _IN_SHORT} for each in rows[:MAX_SHOWN]],
         }
 
     def _processes(self, now_s: float) -> list[dict[str, Any]]:

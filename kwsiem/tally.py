@@ -76,7 +76,9 @@ class Tally:
             return self._total
         if not {"flow.class", "flow.packets", "event.count", "source.ip", "destination.ip"} <= names:
             return None
-        return {"flow.source": self._of_source, "flow.rate": self._of_target}.get(kind.name)
+        if kind.name == "flow.rate":
+            return self._of_target if "destination.port" in names else None
+        return self._of_source if kind.name == "flow.source" else None
 
     def _room(self, events: Sequence[Any]) -> Sequence[Any]:
         """Those that may still be looked at in this second."""

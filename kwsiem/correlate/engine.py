@@ -166,8 +166,7 @@ class Engine:
             if cls.KIND.name == LOST_KIND:
                 self._count_lost(event for event in events if event.__class__ is cls)
             if cls in self._looks:
-                one = len(counts) == 1
-                self._looks[cls](events if one else [each for each in events if each.__class__ is cls])
+                self._look(cls, events if len(counts) == 1 else [e for e in events if e.__class__ is cls])
         if len(counts) != 1:
             self._each(events)
             return
@@ -183,6 +182,12 @@ class Engine:
                 break
             except Exception as error:  # noqa: BLE001 - the edge of the stage: the events after it must be seen
                 self._note(cls, error)
+
+    def _look(self, cls: type[Event], events: Sequence[Event]) -> None:
+        try:
+            self._looks[cls](events)
+        except Exception as error:  # noqa: BLE001 - the edge of the stage: the rules must see the events
+            self._note(cls, error)
 
     def _count_lost(self, events: Iterable[Event]) -> None:
         for event in events:

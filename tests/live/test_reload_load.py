@@ -16,6 +16,7 @@ from kwsiem import clock
 from kwsiem.event import EventKind, parse_fields
 from kwsiem.link import Link, link_pair
 from kwsiem.messages import (
+    AlertRaised,
     AlertsDurable,
     EngineStart,
     EngineToCourier,
@@ -104,9 +105,10 @@ class Engine:
             elif isinstance(message, Ready):
                 self.ready = True
         numbers = []
-        while (raised := self.alerts.take_message()) is not None:
-            self.raised.append(raised.alert)
-            numbers.append(raised.number)
+        while (message := self.alerts.take_message()) is not None:
+            if isinstance(message, AlertRaised):
+                self.raised.append(message.alert)
+                numbers.append(message.number)
         if numbers:
             self.alerts.send(AlertsDurable(numbers=numbers))
 

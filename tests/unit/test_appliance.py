@@ -72,3 +72,51 @@ def test_a_state_folder_that_the_user_cannot_reach(tmp_path):
     tmp_path.chmod(0o700)
     with pytest.raises(ConfigError, match=r"cannot get there.*chmod o\+x"):
         appliance.prepare_state(Settings(state_dir=str(tmp_path / "state"), user="nobody"))
+
+
+class Talker:
+    """The end of a process that says what it was given."""
+
+    closed, bad = False, 0
+
+    def __init__(self, *messages):
+        self.messages = list(messages)
+
+    def take_message(self):
+        return self.messages.pop(0) if self.messages else None
+
+
+class Anybody:
+    name, heard_s = "courier", 0.0
+
+
+@pytest.mark.parametrize("stats", [{"outputs": 5}, {"outputs": [7, {"name": "a"}], "alerts": []}, {}])
+def test_no_figures_of_a_process_without_rights_end_the_sensor(stats):
+    made = object.__new__(appliance.Appliance)
+    made.settings = SETTINGS
+    made.engine = made.courier = Anybody()
+    made.courier.stats = stats
+    made.supervisor = made.rules = made.blocker = Status()
+    found = made._in_short()
+    assert found["alerts"] == 0 and len(found["outputs"]) == (len(stats) == 2)
+
+
+class Status:
+    def status(self, *moment):
+        return {"rules": 1, "stale": False, "mode": "off", "blocks": 0} if not moment else []
+
+
+def test_a_message_that_cannot_be_dealt_with_is_counted_and_the_next_one_taken(caplog):
+    made = object.__new__(appliance.Appliance)
+    made._bad_messages = 0
+    taken = []
+
+    def take(message):
+        taken.append(message)
+        if message < 3:
+            raise TypeError("what is this")
+
+    made._receive(Anybody(), Talker(1, 2, 3), take)
+    assert taken == [1, 2, 3]
+    assert made._bad_messages == 2
+    assert [record.message for record in caplog.records] == ["message refused"]

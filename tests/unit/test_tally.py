@@ -1,6 +1,7 @@
 """What the engine counts for the history: exact where the probe is, never too much, and bounded."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -217,3 +218,21 @@ def test_the_engine_shows_each_class_its_own_events(counts):
     engine.bind(CLASSES["tcp.syn"])
     engine.process([a])
     assert seen == [[a, b], [a]]
+
+
+def test_a_look_that_fails_is_an_error_and_the_rules_see_the_events(counts):
+    engine = Engine(lambda alert: None, host="h")
+    engine.bind(CLASSES["tcp.syn"])
+    engine.look_at(CLASSES["tcp.syn"], lambda events: events[0].nothing)
+    event = event_from_fields(CLASSES["tcp.syn"], CLASSES["tcp.syn"].KIND, {}, 1)
+    handled = []
+    engine._handlers[CLASSES["tcp.syn"]] = SimpleNamespace(all=handled.extend)
+    engine.process([event])
+    assert handled == [event]
+    assert engine.counters()["errors"] == {"tcp.syn": 1}
+
+
+def test_a_flow_without_a_port_is_not_looked_at(counts):
+    fields = "flow.class:u8 flow.packets:u64 event.count:u64 source.ip:ip destination.ip:ip"
+    assert counts.looker(event_class(EventKind("flow.rate", parse_fields(fields)), 1)) is None
+    assert counts.looker(event_class(EventKind("flow.source", parse_fields(fields)), 1)) is not None
