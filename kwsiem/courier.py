@@ -13,7 +13,6 @@ go on to the outputs; when there is no more room they stay in the link and with 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import fcntl
 import itertools
 import logging
@@ -84,7 +83,8 @@ LOCK_S: Final = 10.0
 LATE_MOST_S: Final = 3600
 #: So long a chat waits for the sensor.
 ASK_S: Final = 10.0
-MAX_ASKED: Final = 100
+#: Silent rules that the counters name.
+MUTES_SHOWN: Final = 100
 
 log = logging.getLogger("kwsiem.courier")
 
@@ -408,7 +408,9 @@ class CourierProcess:
 
     def _send_events(self) -> None:
         """What rules may want to know; at most one event of lost alerts each second and output."""
-        self._lost.update(self.outbox.take_lost())
+        lost = self.outbox.take_lost()
+        self._lost.update(lost)
+        self._own_figures.lose(lost)
         worst = {
             output: (count, reason) for (output, reason), count in sorted(self._lost.items(), key=_count)
         }
@@ -476,7 +478,7 @@ class CourierProcess:
     def _mutes(self) -> dict[str, str]:
         """The rules that are silent in chats, and until when."""
         found = self._chat_state.mutes() if self._chat_state else {}
-        return {rule: clock.iso(until_ns) for rule, until_ns in sorted(found.items())[:MAX_ASKED]}
+        return {rule: clock.iso(until_ns) for rule, until_ns in sorted(found.items())[:MUTES_SHOWN]}
 
     def _lag_s(self, output: str) -> float:
         """The age of the oldest alert that waits for an output, by the time in its id."""
@@ -517,8 +519,17 @@ class _OwnFigures:
     def __init__(self, every_s: float) -> None:
         self._every_s = every_s
         self._deltas = Deltas()
+        self._lost: Counter[str] = Counter()
         self._up = Uptime()
         self._due_s = clock.monotonic_s() + every_s
+
+    def lose(self, lost: Mapping[tuple[str, str], int]) -> None:
+        """Alerts that were dropped now, by output and reason.
+
+        The ledger does not tell: its sums go on over restarts, and hold only the outputs configured now.
+        """
+        for (_, reason), count in lost.items():
+            self._lost[f"output:{reason}"] += count
 
     def end(self) -> None:
         """The next telling is the last: it is due."""
@@ -526,15 +537,12 @@ class _OwnFigures:
 
     def tell(self, series: SeriesWriter, counters: Mapping[str, Any]) -> None:
         """Look at the counters, once a second; write when it is time."""
-        lost = {"courier:rejected": counters["alerts"]["rejected"]}
-        for output in counters["outputs"]:
-            for reason, count in output["reasons"].items():
-                lost[f"output:{reason}"] = lost.get(f"output:{reason}", 0) + count
         self._up.see(output["name"] for output in counters["outputs"] if output["state"] == "ready")
         now_s = clock.monotonic_s()
         if now_s < self._due_s:
             return
         self._due_s = next_due(self._due_s, now_s, self._every_s)
+        lost = {"courier:rejected": counters["alerts"]["rejected"], **self._lost}
         figures = {
             "waiting": {output["name"]: output["waiting"] for output in counters["outputs"]},
             "output_up_s": self._up.take(),
@@ -563,13 +571,18 @@ class _Asked:
             return None
         finally:
             del self._waiting[request.number]
-            with contextlib.suppress(ValueError):
-                self._outgoing.remove(request)  # nobody waits for it any more: it must not act later
 
     def send(self, sensor: Link[ToCourier]) -> None:
-        """Bring what is asked to the sensor, as far as the link takes it."""
-        while self._outgoing and sensor.send(self._outgoing[0]):
-            self._outgoing.popleft()
+        """Bring what is asked to the sensor, as far as the link takes it.
+
+        Only here is anything taken out. A request that nobody waits for any more is left out: it must not
+        act later.
+        """
+        while self._outgoing:
+            request = self._outgoing.popleft()
+            if request.number in self._waiting and not sensor.send(request):
+                self._outgoing.appendleft(request)
+                return
 
     def answered(self, answer: ChatAnswer) -> None:
         """Bring an answer to who waits for it."""

@@ -37,7 +37,7 @@ from kwsiem.messages import (
     Stats,
     Stop,
 )
-from kwsiem.outbox import read_ledger, recent_alerts
+from kwsiem.outbox import Item, Outbox, read_ledger, recent_alerts
 from kwsiem.output_settings import (
     ConsoleSettings,
     EmailSettings,
@@ -297,6 +297,28 @@ def test_a_closed_standard_output_is_a_failing_console_and_no_damage(start, fold
     assert "no standard output" in values["outputs"][0]["last_error"]
     assert courier.stop() == 0
     assert recent_alerts(folder / "kwsiem.db", 10)[0]["event"]["id"] == make_alert().id
+
+
+def test_a_restart_counts_no_loss_again(start, folder, make_alert):
+    """Ten alerts wait for too long and are dropped, once; the account of their output names them for ever."""
+    began_s = time.time_ns() // 10**9
+    box = Outbox(folder / "kwsiem.db", ["siem"], max_age_s={"siem": 60.0})
+    box.put([Item(make_alert(number=n).id, 5, b"{}") for n in range(10)])
+    box._durable.execute("UPDATE arrivals SET at_s = at_s - 100")
+    box.close()
+    if os.geteuid() == 0:
+        entry = rights.account("kwsiem")
+        for each in folder.iterdir():
+            os.chown(each, entry.pw_uid, entry.pw_gid)
+    siem = SyslogSettings(name="siem", path=str(folder / "no-such-socket"), max_age_s=60.0)
+    file = FileSettings(name="file", path=str(folder / "alerts.jsonl"))
+    for outputs in ((siem,), (siem, file), (file,), (siem,)):
+        courier = start(*outputs)
+        values = courier.stats()
+        assert [o["reasons"] for o in values["outputs"] if o["name"] == "siem"] in ([], [{"age": 10}])
+        assert courier.stop() == 0
+        lost = Series(folder / "series.db").totals("lost", began_s, began_s + 600)
+        assert lost == [("output:age", 10)]
 
 
 def test_the_console_gets_a_line_for_each_alert(start, folder, make_alert):
@@ -612,6 +634,40 @@ def test_two_chats_get_their_own_answers():
     assert {user: answer.error for user, answer in found.items()} == {1: "1", 2: "2"}
     ours.close()
     theirs.close()
+
+
+def test_a_chat_that_ends_while_its_request_is_sent_takes_away_no_other(monkeypatch):
+    asked = courier_module._Asked()
+    found = {}
+
+    def chat(user):
+        found[user] = asked.ask(ChatRequest(number=0, output="c", user_id=user, user_name="a", action="help"))
+
+    threads = {user: threading.Thread(target=chat, args=(user,)) for user in (1, 2)}
+    end_s = time.monotonic() + DEADLINE_S
+    for number, thread in threads.items():
+        thread.start()
+        while len(asked._outgoing) < number and time.monotonic() < end_s:
+            time.sleep(0.001)
+
+    class Full:
+        send = staticmethod(lambda request: False)
+
+    sent = []
+
+    class Sensor:
+        def send(self, request):
+            """The asker has its answer, and is gone, before the loop is back."""
+            sent.append(request.user_id)
+            asked.answered(ChatAnswer(number=request.number, error=str(request.user_id)))
+            threads[request.user_id].join()
+            return True
+
+    asked.send(Full)
+    asked.send(Sensor())
+    assert sent == [1, 2]
+    assert {user: answer.error for user, answer in found.items()} == {1: "1", 2: "2"}
+    assert not asked._outgoing
 
 
 def test_of_two_who_acknowledge_the_first_is_told_to_both(tmp_path):
