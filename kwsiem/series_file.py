@@ -76,6 +76,7 @@ class SeriesFile:
         self.error = ""
         self._max_age_s = max_age_s
         self._max_bytes = max_bytes
+        self._wall = clock.SteadyWall()
         self._lock = threading.RLock()
         self._db: sqlite3.Connection | None = None
         self._bytes = 0
@@ -177,15 +178,19 @@ class SeriesFile:
         return found[0] if found else None
 
     def prune(self) -> None:
-        """Remove what is too old; beyond the size the oldest. To be called now and then: a call is short."""
-        oldest_ns = clock.wall_ns() - int(self._max_age_s * NS_PER_S) if self._max_age_s else 0
+        """Remove what is too old by a steady clock; beyond the size the oldest.
+
+        To be called now and then: a call is short.
+        """
+        now_ns = self._wall.now_ns()
+        oldest_ns = now_ns - int(self._max_age_s * NS_PER_S) if now_ns and self._max_age_s else 0
 
         def work(db: sqlite3.Connection) -> None:
             with transaction(db):
                 _remove_before(db, oldest_ns)
                 _remove_beyond(db)
                 if used_bytes(db) > self._max_bytes:
-                    _remove_before(db, _a_part(db))
+                    _remove_before(db, _a_part(db, now_ns))
             self._bytes = used_bytes(db)
             db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
@@ -430,8 +435,11 @@ def _remove_beyond(db: sqlite3.Connection) -> None:
         )
 
 
-def _a_part(db: sqlite3.Connection) -> int:
-    """The time (ns) before which a twentieth of all figures and entries lies, an hour at least."""
+def _a_part(db: sqlite3.Connection, now_ns: int | None) -> int:
+    """The time (ns) before which a twentieth of all figures and entries lies, an hour at least.
+
+    An hour while the time is not known: after a step of years a twentieth would be all there is.
+    """
     oldest = []
     for name in NAMES:
         (minute,) = db.execute("SELECT min(minute) FROM minutes WHERE name = ?", (name,)).fetchone()
@@ -440,4 +448,4 @@ def _a_part(db: sqlite3.Connection) -> int:
         (at_ns,) = db.execute(f"SELECT min(at_ns) FROM {table}").fetchone()  # noqa: S608 - as above
         oldest += [at_ns] if at_ns is not None else []
     first = min(oldest, default=0)
-    return first + max(3600 * NS_PER_S, (clock.wall_ns() - first) // 20)
+    return first + max(3600 * NS_PER_S, ((now_ns or first) - first) // 20)

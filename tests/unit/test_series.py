@@ -24,10 +24,17 @@ def path(tmp_path):
 
 @pytest.fixture
 def now(monkeypatch):
-    """The wall clock, to be set."""
-    times = {"ns": T * NS}
+    """The wall clock, to be set, and the time since boot."""
+    times = {"ns": T * NS, "boot": 50 * NS}
     monkeypatch.setattr(clock, "wall_ns", lambda: times["ns"])
+    monkeypatch.setattr(clock, "boot_ns", lambda: times["boot"])
     return times
+
+
+def go_on(now, for_s):
+    """Time passes, for all clocks."""
+    now["ns"] += for_s * NS
+    now["boot"] += for_s * NS
 
 
 @pytest.fixture
@@ -209,7 +216,7 @@ def test_a_link_in_its_place_is_not_followed(path, tmp_path):
 
 def test_prune_removes_what_is_too_old(file, path, now):
     for day in range(40):
-        now["ns"] = (T + day * 86400) * NS
+        go_on(now, 86400 if day else 0)
         file.add(T + day * 86400, {"packets": {"tcp": 1}})
         file.note([Journal(now["ns"], "day", {"day": day})])
         file.acknowledge(f"i{day}", Acknowledged(now["ns"], "anna"))
@@ -217,6 +224,45 @@ def test_prune_removes_what_is_too_old(file, path, now):
     for table in ("minutes", "journal", "acknowledgements"):
         assert len(rows(path, table)) == 31
     assert Series(path).journal(0, 2**62)[-1].fields == {"day": 9}
+
+
+def test_a_clock_that_is_set_removes_nothing(file, path, now):
+    """Forward by a month and back again at any moment; for good only when it goes on so for an hour."""
+    file.add(T, {"packets": {"tcp": 1}})
+    file.note([Journal(T * NS, "one", {})])
+    file.acknowledge("i1", Acknowledged(T * NS, "anna"))
+
+    def left():
+        file.prune()
+        return [len(rows(path, table)) for table in ("minutes", "journal", "acknowledgements")]
+
+    for step_s in (31 * 86400, -31 * 86400, -3650 * 86400, 3650 * 86400, 40 * 86400):
+        go_on(now, 7200)
+        assert left() == [1, 1, 1]
+        now["ns"] += step_s * NS
+        assert left() == [1, 1, 1]
+        go_on(now, 3599)
+        assert left() == [1, 1, 1]
+        if step_s < 40 * 86400:
+            now["ns"] -= step_s * NS
+            assert left() == [1, 1, 1]
+            now["ns"] += step_s * NS
+    go_on(now, 3602)
+    assert left() == [0, 0, 0]
+
+
+def test_beyond_the_size_a_clock_that_is_set_does_not_remove_all(path, now):
+    with closing(SeriesFile(path, max_age_s=0, max_bytes=1 << 20)) as file:
+        for minute in range(600):
+            go_on(now, 60)
+            file.add(T + 60 * minute, {"events": {f"kind.{n}.{'x' * 90}": 1 for n in range(50)}})
+        file.note([Journal(now["ns"], "last", {})])
+        file.acknowledge("i1", Acknowledged(now["ns"], "anna"))
+        now["ns"] += 10 * 365 * 86400 * NS
+        before = len(rows(path))
+        file.prune()
+        assert 0 < len(rows(path)) < before
+        assert len(rows(path, "journal")) == len(rows(path, "acknowledgements")) == 1
 
 
 def test_without_an_age_all_stays(path, now):
