@@ -186,7 +186,7 @@ class CourierProcess:
 
     def _acknowledge_chat(self, incident_id: str, who: str) -> str:
         """Write down who acknowledged in a chat; who it was first, by the file when that can be written."""
-        found = self.series.file.acknowledge(incident_id, Acknowledged(clock.wall_ns(), who))
+        found = self.series.acknowledge_now(incident_id, Acknowledged(clock.wall_ns(), who))
         # The file cleans names: what is in it of this one is the same.
         return found.who if found and found.who != cleaned_who(who) else who
 

@@ -6,12 +6,13 @@ file is put aside and begun anew.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
 import sqlite3
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -53,8 +54,9 @@ KEPT_ASIDE: Final = 2
 #: Rows that one call of prune removes at most from each table.
 _PRUNE_ROWS: Final = 20_000
 _PAGE_BYTES: Final = 4096
-#: Calls that wait for the disk; and how often the file is kept within its bounds.
+#: Calls that wait for the disk, acknowledgements that do; and how often the file is kept within its bounds.
 WAITING: Final = 100
+ACKNOWLEDGEMENTS_WAITING: Final = 1000
 PRUNE_S: Final = 30.0
 _LOG_MOST_BYTES: Final = 4 * 2**20
 
@@ -64,9 +66,9 @@ log = logging.getLogger("kwsiem.series")
 class SeriesFile:
     """The file; safe to use from several threads of one process. No method raises for disk or damage.
 
-    ``max_age_s`` and ``max_bytes`` are what :meth:`prune` keeps it within. ``lost`` counts figures, journal
-    entries and acknowledgements that were not written, by reason; ``damaged`` how often the file was begun
-    anew.
+    ``max_age_s`` and ``max_bytes`` are what :meth:`prune` keeps it within. ``lost`` counts figures and
+    journal entries that were not written, and acknowledgements that nobody tries again, by reason;
+    ``damaged`` how often the file was begun anew.
     """
 
     def __init__(self, path: Path, *, max_age_s: float, max_bytes: int) -> None:
@@ -78,6 +80,7 @@ class SeriesFile:
         self._max_bytes = max_bytes
         self._wall = clock.SteadyWall()
         self._lock = threading.RLock()
+        self._lost_lock = threading.Lock()
         self._db: sqlite3.Connection | None = None
         self._bytes = 0
         #: The minute being written, the labels it has by figure, and how many journal entries.
@@ -85,6 +88,11 @@ class SeriesFile:
         self._labels: dict[str, set[str]] = {}
         self._entries = (-1, 0)
         self._do(0, lambda _: None)
+
+    def lose(self, reason: str, rows: int) -> None:
+        """Count what is not written. Never waits for the disk."""
+        with self._lost_lock:
+            self.lost[reason] += rows
 
     def close(self) -> None:
         """Close the file; SQLite then folds its log into it."""
@@ -147,7 +155,7 @@ class SeriesFile:
                 self._entries = (minute, 0)
             room = JOURNAL_A_MINUTE - self._entries[1]
             if len(wanted) > room:
-                self.lost["many"] += len(wanted) - room
+                self.lose("many", len(wanted) - room)
                 wanted = wanted[:room]
             self._entries = (minute, self._entries[1] + len(wanted))
         rows = [(_time(each.at_ns), clean(each.kind, MAX_LABEL), _fields(each.fields)) for each in wanted]
@@ -157,7 +165,7 @@ class SeriesFile:
     def acknowledge(self, incident_id: str, said: Acknowledged) -> Acknowledged | None:
         """Write down who acknowledged an incident; who was first stays.
 
-        Gives who it was then, None when it could not be written.
+        Gives who it was then, None when it could not be written: that is not counted, it can be tried again.
         """
         key = clean(incident_id, MAX_ID)
         who = cleaned_who(said.who)
@@ -174,7 +182,7 @@ class SeriesFile:
                 ).fetchone()
             found.append(Acknowledged(*row))
 
-        self._do(1, work)
+        self._do(0, work)
         return found[0] if found else None
 
     def prune(self) -> None:
@@ -236,7 +244,8 @@ class SeriesFile:
 
     def _failed(self, rows: int, reason: str) -> None:
         """Nothing of it was written; the file is opened again the next time."""
-        self.lost["disk"] += rows
+        if rows:
+            self.lose("disk", rows)
         if not self.error:
             log.error("figures cannot be written", extra={"file": str(self.path), "error": reason})
         self.error = reason
@@ -278,12 +287,14 @@ def cleaned_who(who: str) -> str:
 class SeriesWriter:
     """Writes the file in a thread of its own: who tells something never waits for the disk.
 
-    What does not fit behind WAITING calls is counted in the file's ``lost``.
+    What does not fit behind WAITING calls is counted in the file's ``lost``. Acknowledgements, which a person
+    was told of, have ACKNOWLEDGEMENTS_WAITING places of their own and are tried until they are written.
     """
 
     def __init__(self, file: SeriesFile) -> None:
         self.file = file
         self._calls: queue.Queue[tuple[int, Callable[[], object]] | None] = queue.Queue(WAITING)
+        self._acknowledged: deque[tuple[str, Acknowledged]] = deque()
         self._thread = threading.Thread(target=self._run, name="series", daemon=True)
         self._thread.start()
 
@@ -296,27 +307,53 @@ class SeriesWriter:
         self._put(len(entries), lambda: self.file.note(entries))
 
     def acknowledge(self, incident_id: str, said: Acknowledged) -> None:
-        """As that of the file."""
-        self._put(1, lambda: self.file.acknowledge(incident_id, said))
+        """As that of the file, and again with each later call until it is written."""
+        if len(self._acknowledged) >= ACKNOWLEDGEMENTS_WAITING:
+            self.file.lose("busy", 1)
+            return
+        self._acknowledged.append((incident_id, said))
+        with contextlib.suppress(queue.Full):  # then the thread comes by anyway
+            self._calls.put_nowait((0, lambda: None))
+
+    def acknowledge_now(self, incident_id: str, said: Acknowledged) -> Acknowledged | None:
+        """As that of the file, in the caller's thread; what cannot be written is tried again."""
+        found = self.file.acknowledge(incident_id, said)
+        if found is None:
+            self.acknowledge(incident_id, said)
+        return found
 
     def _put(self, rows: int, call: Callable[[], object]) -> None:
         try:
             self._calls.put_nowait((rows, call))
         except queue.Full:
-            self.file.lost["busy"] += rows
+            self.file.lose("busy", rows)
 
     def _run(self) -> None:
         prune_s = 0.0
         while (taken := self._calls.get()) is not None:
-            try:
-                taken[1]()
-                if clock.monotonic_s() >= prune_s:
-                    prune_s = clock.monotonic_s() + PRUNE_S
-                    self.file.prune()
-            except Exception:
-                # The edge of the stage: figures must not end the courier.
-                log.exception("figures cannot be written")
-                self.file.lost["failed"] += taken[0]
+            self._guarded(1, self._write_acknowledged)
+            self._guarded(*taken)
+            if clock.monotonic_s() >= prune_s:
+                prune_s = clock.monotonic_s() + PRUNE_S
+                self._guarded(0, self.file.prune)
+        self._guarded(1, self._write_acknowledged)
+        if self._acknowledged:
+            self.file.lose("disk", len(self._acknowledged))
+
+    def _write_acknowledged(self) -> None:
+        while self._acknowledged:
+            first = self._acknowledged.popleft()
+            if self.file.acknowledge(*first) is None:
+                self._acknowledged.appendleft(first)
+                return
+
+    def _guarded(self, rows: int, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except Exception:
+            # The edge of the stage: figures must not end the courier.
+            log.exception("figures cannot be written")
+            self.file.lose("failed", rows)
 
     def close(self, wait_s: float) -> None:
         """Write what waits, close the file; a disk that takes longer is left alone."""

@@ -1,9 +1,11 @@
 """The history of figures: what the courier writes is what others read, within bounds, whatever the disk does."""
 
 import resource
+import shutil
 import signal
 import sqlite3
 import stat
+import threading
 from contextlib import closing
 
 import pytest
@@ -354,7 +356,7 @@ def test_what_a_full_disk_does_not_take_is_counted_and_the_next_is_written(file,
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
-    assert file.lost["disk"] == 152
+    assert file.lost["disk"] == 151
     file.add(T, {"packets": {"tcp": 2}})
     assert file.error == ""
     assert not file.damaged
@@ -389,6 +391,48 @@ def test_who_tells_something_never_waits_for_the_disk(path, now):
     (tcp, udp) = dict(Series(path).totals("packets", T, T + 60)).values()
     assert tcp == udp
     assert tcp + udp + file.lost["busy"] == 2 * (series_file.WAITING + 50)
+
+
+def test_an_acknowledgement_waits_for_room_in_the_queue(path, now, monkeypatch):
+    monkeypatch.setattr(series_file, "ACKNOWLEDGEMENTS_WAITING", 3)
+    file = SeriesFile(path, max_age_s=0, max_bytes=1 << 28)
+    writer = SeriesWriter(file)
+    busy, go = threading.Event(), threading.Event()
+    writer._put(0, lambda: (busy.set(), go.wait(20)))
+    assert busy.wait(20)
+    for _ in range(series_file.WAITING + 50):
+        writer.add(T, {"packets": {"tcp": 1}})
+    for number in range(3):
+        writer.acknowledge(f"i{number}", Acknowledged(number, "anna"))
+    assert file.lost == {"busy": 50}
+    writer.acknowledge("i3", Acknowledged(5, "bert"))
+    assert file.lost == {"busy": 51}
+    go.set()
+    writer.close(20)
+    assert set(Series(path).acknowledged([f"i{n}" for n in range(4)])) == {"i0", "i1", "i2"}
+
+
+def test_an_acknowledgement_is_tried_again_when_the_disk_did_not_take_it(tmp_path, now):
+    """Until the file can be made, all that a person was told of waits; what never can be is counted."""
+    path = tmp_path / "later" / "series.db"
+    file = SeriesFile(path, max_age_s=0, max_bytes=1 << 28)
+    writer = SeriesWriter(file)
+    writer.acknowledge("i1", Acknowledged(5, "anna"))
+    assert writer.acknowledge_now("i2", Acknowledged(6, "bert")) is None
+    tried = threading.Event()
+    writer._put(0, tried.set)
+    assert tried.wait(20)
+    path.parent.mkdir()
+    writer.add(T, {"packets": {"tcp": 1}})
+    writer.close(20)
+    found = Series(path).acknowledged(["i1", "i2"])
+    assert found == {"i1": Acknowledged(5, "anna"), "i2": Acknowledged(6, "bert")}
+    assert not file.lost
+    shutil.rmtree(path.parent)
+    writer = SeriesWriter(file)
+    writer.acknowledge("i3", Acknowledged(5, "anna"))
+    writer.close(20)
+    assert file.lost == {"disk": 1}
 
 
 def test_a_fault_does_not_end_the_thread(path, now):
