@@ -227,11 +227,11 @@ class SeriesFile:
                 if not is_corrupt(error):
                     self._failed(rows, str(error))
                     return
-                self._begin_anew(str(error))
                 try:
+                    self._begin_anew(str(error))
                     self._try(work)
                 except (sqlite3.Error, OSError) as again:
-                    self._failed(rows, str(again))
+                    self._failed(rows, f"{error}; {again}")
             except (sqlite3.Error, OSError) as error:
                 self._failed(rows, str(error))
 
@@ -262,21 +262,18 @@ class SeriesFile:
         self._labels = {}
 
     def _begin_anew(self, reason: str) -> None:
-        """Put the damaged file aside; the last KEPT_ASIDE of them are kept."""
+        """Put the damaged file aside; the last KEPT_ASIDE of them are kept. Raises OSError when it stays."""
         self._close()
+        aside = self.path.with_name(f"{self.path.name}.corrupt-{clock.wall_ns()}")
+        for suffix in ("", "-wal", "-shm"):
+            old = self.path.with_name(self.path.name + suffix)
+            if old.exists():
+                old.rename(aside.with_name(aside.name + suffix))
         self.damaged += 1
         log.error("series are damaged, a new file is begun", extra={"file": str(self.path), "error": reason})
-        aside = self.path.with_name(f"{self.path.name}.corrupt-{clock.wall_ns()}")
-        try:
+        for old in _asides(self.path)[:-KEPT_ASIDE]:
             for suffix in ("", "-wal", "-shm"):
-                old = self.path.with_name(self.path.name + suffix)
-                if old.exists():
-                    old.rename(aside.with_name(aside.name + suffix))
-            for old in _asides(self.path)[:-KEPT_ASIDE]:
-                for suffix in ("", "-wal", "-shm"):
-                    old.with_name(old.name + suffix).unlink(missing_ok=True)
-        except OSError as error:
-            log.error("damaged series cannot be put aside", extra={"error": str(error)})
+                old.with_name(old.name + suffix).unlink(missing_ok=True)
 
 
 def cleaned_who(who: str) -> str:

@@ -332,6 +332,22 @@ def test_the_last_two_damaged_files_are_kept(path, now):
     assert [each.read_bytes()[:1] for each in found] == [b"3", b"4"]
 
 
+def test_a_damaged_file_that_cannot_be_put_aside_is_told_once(path, now, caplog):
+    path.write_bytes(b"garbage" * 1000)
+    taken = path.with_name(f"{path.name}.corrupt-{now['ns']}")
+    taken.mkdir()
+    with closing(SeriesFile(path, max_age_s=0, max_bytes=1 << 28)) as file:
+        for _ in range(5):
+            file.add(T, {"packets": {"tcp": 1}})
+        assert (file.damaged, file.lost) == (0, {"disk": 5})
+        assert "not a database" in file.error and "directory" in file.error
+        assert [record.levelname for record in caplog.records] == ["ERROR"]
+        taken.rmdir()
+        file.add(T, {"packets": {"tcp": 1}})
+        assert (file.damaged, file.error) == (1, "")
+    assert taken.read_bytes() == b"garbage" * 1000
+
+
 def test_a_file_that_is_damaged_while_it_is_open_is_begun_anew(file, path):
     file.add(T, {"packets": {"tcp": 1}})
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
