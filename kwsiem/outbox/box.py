@@ -629,8 +629,12 @@ class Outbox:
                 self._do(work)
 
     def _open_or_salvage(self) -> None:
-        finish_swap(self.path)
-        if reason := refused_before_opening(self.path):
+        try:
+            finish_swap(self.path)
+            reason = refused_before_opening(self.path)
+        except OSError as error:
+            raise sqlite3.OperationalError(f"outbox cannot be opened: {error}") from error
+        if reason:
             self._salvage(reason)
             return
         try:
@@ -710,6 +714,10 @@ class Outbox:
             self._close()
         try:
             report = salvage(self.path, self._names, self._history, old, self._alive)
+            self._told(report)
+            # When this fails, the next use goes on with it (finish_swap).
+            swap(self.path, report.aside)
+            remove_oldest_aside(self.path)
         except sqlite3.DatabaseError as error:
             if is_corrupt(error):
                 raise sqlite3.OperationalError(f"outbox cannot be salvaged: {error}") from error
@@ -719,9 +727,6 @@ class Outbox:
         finally:
             if old:
                 old.close()
-        swap(self.path, report.aside)
-        remove_oldest_aside(self.path)
-        self._told(report)
         self._spared = 0
         self._open()
 
