@@ -58,9 +58,10 @@ from kwsiem.outputs.base import Output
 from kwsiem.outputs.chatstate import ChatState
 from kwsiem.outputs.worker import Worker, WorkerThread
 from kwsiem.secret import secrets_of
-from kwsiem.series import FILE_NAME, Acknowledged, Journal
+from kwsiem.series import FILE_NAME, MAX_LABEL, Acknowledged, Journal
 from kwsiem.series_feed import Deltas, Uptime, next_due
 from kwsiem.series_file import SeriesFile, SeriesWriter, cleaned_who
+from kwsiem.text import clean
 
 if TYPE_CHECKING:
     from kwsiem.outputs.chatops import ChatOps, ChatThread
@@ -401,7 +402,7 @@ class CourierProcess:
         self._send_events()
         try:
             counters = self._counters()
-            self.sensor.send(Stats(values=counters))
+            _send(self.sensor, Stats(values=counters))
             self._own_figures.tell(self.series, counters)
         except sqlite3.Error as error:
             log.error("outbox", extra={"error": str(error)})
@@ -418,17 +419,20 @@ class CourierProcess:
             fields = {"output.name": output, "event.reason": reason, "event.count": count}
             if self._send_event("output.lost", fields):
                 del self._lost[output, reason]
-        while self._events and self._send_event(*self._events[0]):
-            self._events.popleft()
+        while self._events:
+            event = self._events.popleft()  # first of all: threads of outputs push out the oldest
+            if not self._send_event(*event):
+                self._events.appendleft(event)
+                return
 
     def _send_event(self, kind: str, fields: dict[str, Any]) -> bool:
-        return self.sensor.send(OwnEvent(kind=kind, fields=fields, ts_ns=clock.boot_ns()))
+        return _send(self.sensor, OwnEvent(kind=kind, fields=fields, ts_ns=clock.boot_ns()))
 
     def _say_alive(self) -> None:
         """While a damaged outbox is salvaged: the sensor ends a courier that says nothing for long."""
         if clock.monotonic_s() - self._alive_s >= 1.0:
             self._alive_s = clock.monotonic_s()
-            self.sensor.send(Stats(values=self._last_counters))
+            _send(self.sensor, Stats(values=self._last_counters))
 
     def _prune(self) -> None:
         self._unpruned = 0
@@ -478,7 +482,8 @@ class CourierProcess:
     def _mutes(self) -> dict[str, str]:
         """The rules that are silent in chats, and until when."""
         found = self._chat_state.mutes() if self._chat_state else {}
-        return {rule: clock.iso(until_ns) for rule, until_ns in sorted(found.items())[:MUTES_SHOWN]}
+        shown = sorted(found.items())[:MUTES_SHOWN]
+        return {clean(rule, MAX_LABEL): clock.iso(until_ns) for rule, until_ns in shown}
 
     def _lag_s(self, output: str) -> float:
         """The age of the oldest alert that waits for an output, by the time in its id."""
@@ -580,7 +585,7 @@ class _Asked:
         """
         while self._outgoing:
             request = self._outgoing.popleft()
-            if request.number in self._waiting and not sensor.send(request):
+            if request.number in self._waiting and not _send(sensor, request):
                 self._outgoing.appendleft(request)
                 return
 
@@ -605,6 +610,15 @@ class _Notes:
     def set(self, key: str, value: str) -> None:
         """Note something."""
         self._courier.outbox.set_note(self._output, key, value)
+
+
+def _send(sensor: Link[ToCourier], message: msgspec.Struct) -> bool:
+    """Send it; False when the link takes nothing now. What is too large for any link is left out."""
+    try:
+        return sensor.send(message)
+    except LinkError as error:
+        log.error("message to the sensor left out", extra={"error": str(error)})
+        return True
 
 
 def _count(pair: tuple[tuple[str, str], int]) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import queue
 import select
 import shutil
 import signal
@@ -668,6 +669,38 @@ def test_a_chat_that_ends_while_its_request_is_sent_takes_away_no_other(monkeypa
     assert sent == [1, 2]
     assert {user: answer.error for user, answer in found.items()} == {1: "1", 2: "2"}
     assert not asked._outgoing
+
+
+def test_what_is_too_large_for_the_link_is_left_out_and_the_next_goes():
+    asked = courier_module._Asked()
+    ours, theirs = (Link(end, FromCourier) for end in link_pair())
+    for number, rule in enumerate(("r" * 200_000, "r")):
+        request = ChatRequest(
+            number=number, output="c", user_id=7, user_name="a", action="mute", rule_id=rule
+        )
+        asked._waiting[number] = queue.SimpleQueue()
+        asked._outgoing.append(request)
+    asked.send(ours)
+    assert theirs.take_message() == request
+    assert theirs.take_message() is None
+    ours.close()
+    theirs.close()
+
+
+def test_a_state_of_chats_that_somebody_filled_up_does_not_end_the_courier(start, folder):
+    until_ns = time.time_ns() + 3600 * 10**9
+    kept = folder / "chat.json"
+    kept.write_text(json.dumps({"mutes": {f"{n}" + "r" * 5000: until_ns for n in range(110)}}))
+    kept.chmod(0o644)
+    mail = EmailSettings(
+        name="mail", host="localhost", port=1, security="none", summary=SummarySettings(every="day"),
+        sender="kwsiem@gw01.example.net", to=("admin@example.net",),
+    )  # fmt: skip
+    courier = start(mail)
+    mutes = courier.stats()["mutes"]
+    assert len(mutes) == courier_module.MUTES_SHOWN
+    assert max(map(len, mutes)) < 200
+    assert courier.stop() == 0
 
 
 def test_of_two_who_acknowledge_the_first_is_told_to_both(tmp_path):
