@@ -10,9 +10,15 @@ import ctypes
 import functools
 import time
 from datetime import datetime, timezone
+from typing import Final
 
 NS_PER_S = 1_000_000_000
 NS_PER_MS = 1_000_000
+
+#: Nothing is removed for its age before wall time and the time since boot went on alike for so long, …
+STEADY_S: Final = 3600
+#: … that is, within this; adjusting the frequency (adjtimex(2)) moves both clocks.
+STEP_S: Final = 60
 
 _TIME_ERROR = 5  # linux/timex.h: the clock is not synchronised
 _TIMEX_BYTES = 512  # struct timex has 208
@@ -70,6 +76,24 @@ def wall_offset_ns() -> int:
             best = (after - before, wall - (before + after) // 2)
     assert best is not None
     return best[1]
+
+
+class SteadyWall:
+    """Wall time for what removes by age: none while the clock may just have been set.
+
+    One step forward, by a bad clock chip or a time server, would make everything old at once.
+    """
+
+    def __init__(self) -> None:
+        self._offset_ns = wall_ns() - boot_ns()
+        self._since_ns = boot_ns()
+
+    def now_ns(self) -> int | None:
+        """CLOCK_REALTIME in nanoseconds; None before it went on like CLOCK_BOOTTIME for STEADY_S."""
+        wall, boot = wall_ns(), boot_ns()
+        if abs(wall - boot - self._offset_ns) > STEP_S * NS_PER_S:
+            self._offset_ns, self._since_ns = wall - boot, boot
+        return wall if boot - self._since_ns >= STEADY_S * NS_PER_S else None
 
 
 def iso(ns: int) -> str:

@@ -13,7 +13,6 @@ go on to the outputs; when there is no more room they stay in the link and with 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import fcntl
 import itertools
 import logging
@@ -59,9 +58,10 @@ from kwsiem.outputs.base import Output
 from kwsiem.outputs.chatstate import ChatState
 from kwsiem.outputs.worker import Worker, WorkerThread
 from kwsiem.secret import secrets_of
-from kwsiem.series import FILE_NAME, Acknowledged, Journal
+from kwsiem.series import FILE_NAME, MAX_LABEL, Acknowledged, Journal
 from kwsiem.series_feed import Deltas, Uptime, next_due
 from kwsiem.series_file import SeriesFile, SeriesWriter, cleaned_who
+from kwsiem.text import clean
 
 if TYPE_CHECKING:
     from kwsiem.outputs.chatops import ChatOps, ChatThread
@@ -84,7 +84,8 @@ LOCK_S: Final = 10.0
 LATE_MOST_S: Final = 3600
 #: So long a chat waits for the sensor.
 ASK_S: Final = 10.0
-MAX_ASKED: Final = 100
+#: Silent rules that the counters name.
+MUTES_SHOWN: Final = 100
 
 log = logging.getLogger("kwsiem.courier")
 
@@ -186,7 +187,7 @@ class CourierProcess:
 
     def _acknowledge_chat(self, incident_id: str, who: str) -> str:
         """Write down who acknowledged in a chat; who it was first, by the file when that can be written."""
-        found = self.series.file.acknowledge(incident_id, Acknowledged(clock.wall_ns(), who))
+        found = self.series.acknowledge_now(incident_id, Acknowledged(clock.wall_ns(), who))
         # The file cleans names: what is in it of this one is the same.
         return found.who if found and found.who != cleaned_who(who) else who
 
@@ -401,14 +402,16 @@ class CourierProcess:
         self._send_events()
         try:
             counters = self._counters()
-            self.sensor.send(Stats(values=counters))
+            _send(self.sensor, Stats(values=counters))
             self._own_figures.tell(self.series, counters)
         except sqlite3.Error as error:
             log.error("outbox", extra={"error": str(error)})
 
     def _send_events(self) -> None:
         """What rules may want to know; at most one event of lost alerts each second and output."""
-        self._lost.update(self.outbox.take_lost())
+        lost = self.outbox.take_lost()
+        self._lost.update(lost)
+        self._own_figures.lose(lost)
         worst = {
             output: (count, reason) for (output, reason), count in sorted(self._lost.items(), key=_count)
         }
@@ -416,17 +419,20 @@ class CourierProcess:
             fields = {"output.name": output, "event.reason": reason, "event.count": count}
             if self._send_event("output.lost", fields):
                 del self._lost[output, reason]
-        while self._events and self._send_event(*self._events[0]):
-            self._events.popleft()
+        while self._events:
+            event = self._events.popleft()  # first of all: threads of outputs push out the oldest
+            if not self._send_event(*event):
+                self._events.appendleft(event)
+                return
 
     def _send_event(self, kind: str, fields: dict[str, Any]) -> bool:
-        return self.sensor.send(OwnEvent(kind=kind, fields=fields, ts_ns=clock.boot_ns()))
+        return _send(self.sensor, OwnEvent(kind=kind, fields=fields, ts_ns=clock.boot_ns()))
 
     def _say_alive(self) -> None:
         """While a damaged outbox is salvaged: the sensor ends a courier that says nothing for long."""
         if clock.monotonic_s() - self._alive_s >= 1.0:
             self._alive_s = clock.monotonic_s()
-            self.sensor.send(Stats(values=self._last_counters))
+            _send(self.sensor, Stats(values=self._last_counters))
 
     def _prune(self) -> None:
         self._unpruned = 0
@@ -476,7 +482,8 @@ class CourierProcess:
     def _mutes(self) -> dict[str, str]:
         """The rules that are silent in chats, and until when."""
         found = self._chat_state.mutes() if self._chat_state else {}
-        return {rule: clock.iso(until_ns) for rule, until_ns in sorted(found.items())[:MAX_ASKED]}
+        shown = sorted(found.items())[:MUTES_SHOWN]
+        return {clean(rule, MAX_LABEL): clock.iso(until_ns) for rule, until_ns in shown}
 
     def _lag_s(self, output: str) -> float:
         """The age of the oldest alert that waits for an output, by the time in its id."""
@@ -517,8 +524,17 @@ class _OwnFigures:
     def __init__(self, every_s: float) -> None:
         self._every_s = every_s
         self._deltas = Deltas()
+        self._lost: Counter[str] = Counter()
         self._up = Uptime()
         self._due_s = clock.monotonic_s() + every_s
+
+    def lose(self, lost: Mapping[tuple[str, str], int]) -> None:
+        """Alerts that were dropped now, by output and reason.
+
+        The ledger does not tell: its sums go on over restarts, and hold only the outputs configured now.
+        """
+        for (_, reason), count in lost.items():
+            self._lost[f"output:{reason}"] += count
 
     def end(self) -> None:
         """The next telling is the last: it is due."""
@@ -526,15 +542,12 @@ class _OwnFigures:
 
     def tell(self, series: SeriesWriter, counters: Mapping[str, Any]) -> None:
         """Look at the counters, once a second; write when it is time."""
-        lost = {"courier:rejected": counters["alerts"]["rejected"]}
-        for output in counters["outputs"]:
-            for reason, count in output["reasons"].items():
-                lost[f"output:{reason}"] = lost.get(f"output:{reason}", 0) + count
         self._up.see(output["name"] for output in counters["outputs"] if output["state"] == "ready")
         now_s = clock.monotonic_s()
         if now_s < self._due_s:
             return
         self._due_s = next_due(self._due_s, now_s, self._every_s)
+        lost = {"courier:rejected": counters["alerts"]["rejected"], **self._lost}
         figures = {
             "waiting": {output["name"]: output["waiting"] for output in counters["outputs"]},
             "output_up_s": self._up.take(),
@@ -563,13 +576,18 @@ class _Asked:
             return None
         finally:
             del self._waiting[request.number]
-            with contextlib.suppress(ValueError):
-                self._outgoing.remove(request)  # nobody waits for it any more: it must not act later
 
     def send(self, sensor: Link[ToCourier]) -> None:
-        """Bring what is asked to the sensor, as far as the link takes it."""
-        while self._outgoing and sensor.send(self._outgoing[0]):
-            self._outgoing.popleft()
+        """Bring what is asked to the sensor, as far as the link takes it.
+
+        Only here is anything taken out. A request that nobody waits for any more is left out: it must not
+        act later.
+        """
+        while self._outgoing:
+            request = self._outgoing.popleft()
+            if request.number in self._waiting and not _send(sensor, request):
+                self._outgoing.appendleft(request)
+                return
 
     def answered(self, answer: ChatAnswer) -> None:
         """Bring an answer to who waits for it."""
@@ -592,6 +610,15 @@ class _Notes:
     def set(self, key: str, value: str) -> None:
         """Note something."""
         self._courier.outbox.set_note(self._output, key, value)
+
+
+def _send(sensor: Link[ToCourier], message: msgspec.Struct) -> bool:
+    """Send it; False when the link takes nothing now. What is too large for any link is left out."""
+    try:
+        return sensor.send(message)
+    except LinkError as error:
+        log.error("message to the sensor left out", extra={"error": str(error)})
+        return True
 
 
 def _count(pair: tuple[tuple[str, str], int]) -> int:

@@ -6,12 +6,13 @@ file is put aside and begun anew.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
 import sqlite3
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -53,8 +54,9 @@ KEPT_ASIDE: Final = 2
 #: Rows that one call of prune removes at most from each table.
 _PRUNE_ROWS: Final = 20_000
 _PAGE_BYTES: Final = 4096
-#: Calls that wait for the disk; and how often the file is kept within its bounds.
+#: Calls that wait for the disk, acknowledgements that do; and how often the file is kept within its bounds.
 WAITING: Final = 100
+ACKNOWLEDGEMENTS_WAITING: Final = 1000
 PRUNE_S: Final = 30.0
 _LOG_MOST_BYTES: Final = 4 * 2**20
 
@@ -64,9 +66,9 @@ log = logging.getLogger("kwsiem.series")
 class SeriesFile:
     """The file; safe to use from several threads of one process. No method raises for disk or damage.
 
-    ``max_age_s`` and ``max_bytes`` are what :meth:`prune` keeps it within. ``lost`` counts figures, journal
-    entries and acknowledgements that were not written, by reason; ``damaged`` how often the file was begun
-    anew.
+    ``max_age_s`` and ``max_bytes`` are what :meth:`prune` keeps it within. ``lost`` counts figures and
+    journal entries that were not written, and acknowledgements that nobody tries again, by reason;
+    ``damaged`` how often the file was begun anew.
     """
 
     def __init__(self, path: Path, *, max_age_s: float, max_bytes: int) -> None:
@@ -76,7 +78,9 @@ class SeriesFile:
         self.error = ""
         self._max_age_s = max_age_s
         self._max_bytes = max_bytes
+        self._wall = clock.SteadyWall()
         self._lock = threading.RLock()
+        self._lost_lock = threading.Lock()
         self._db: sqlite3.Connection | None = None
         self._bytes = 0
         #: The minute being written, the labels it has by figure, and how many journal entries.
@@ -84,6 +88,11 @@ class SeriesFile:
         self._labels: dict[str, set[str]] = {}
         self._entries = (-1, 0)
         self._do(0, lambda _: None)
+
+    def lose(self, reason: str, rows: int) -> None:
+        """Count what is not written. Never waits for the disk."""
+        with self._lost_lock:
+            self.lost[reason] += rows
 
     def close(self) -> None:
         """Close the file; SQLite then folds its log into it."""
@@ -146,7 +155,7 @@ class SeriesFile:
                 self._entries = (minute, 0)
             room = JOURNAL_A_MINUTE - self._entries[1]
             if len(wanted) > room:
-                self.lost["many"] += len(wanted) - room
+                self.lose("many", len(wanted) - room)
                 wanted = wanted[:room]
             self._entries = (minute, self._entries[1] + len(wanted))
         rows = [(_time(each.at_ns), clean(each.kind, MAX_LABEL), _fields(each.fields)) for each in wanted]
@@ -156,7 +165,7 @@ class SeriesFile:
     def acknowledge(self, incident_id: str, said: Acknowledged) -> Acknowledged | None:
         """Write down who acknowledged an incident; who was first stays.
 
-        Gives who it was then, None when it could not be written.
+        Gives who it was then, None when it could not be written: that is not counted, it can be tried again.
         """
         key = clean(incident_id, MAX_ID)
         who = cleaned_who(said.who)
@@ -173,19 +182,23 @@ class SeriesFile:
                 ).fetchone()
             found.append(Acknowledged(*row))
 
-        self._do(1, work)
+        self._do(0, work)
         return found[0] if found else None
 
     def prune(self) -> None:
-        """Remove what is too old; beyond the size the oldest. To be called now and then: a call is short."""
-        oldest_ns = clock.wall_ns() - int(self._max_age_s * NS_PER_S) if self._max_age_s else 0
+        """Remove what is too old by a steady clock; beyond the size the oldest.
+
+        To be called now and then: a call is short.
+        """
+        now_ns = self._wall.now_ns()
+        oldest_ns = now_ns - int(self._max_age_s * NS_PER_S) if now_ns and self._max_age_s else 0
 
         def work(db: sqlite3.Connection) -> None:
             with transaction(db):
                 _remove_before(db, oldest_ns)
                 _remove_beyond(db)
                 if used_bytes(db) > self._max_bytes:
-                    _remove_before(db, _a_part(db))
+                    _remove_before(db, _a_part(db, now_ns))
             self._bytes = used_bytes(db)
             db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
@@ -214,11 +227,11 @@ class SeriesFile:
                 if not is_corrupt(error):
                     self._failed(rows, str(error))
                     return
-                self._begin_anew(str(error))
                 try:
+                    self._begin_anew(str(error))
                     self._try(work)
                 except (sqlite3.Error, OSError) as again:
-                    self._failed(rows, str(again))
+                    self._failed(rows, f"{error}; {again}")
             except (sqlite3.Error, OSError) as error:
                 self._failed(rows, str(error))
 
@@ -231,7 +244,8 @@ class SeriesFile:
 
     def _failed(self, rows: int, reason: str) -> None:
         """Nothing of it was written; the file is opened again the next time."""
-        self.lost["disk"] += rows
+        if rows:
+            self.lose("disk", rows)
         if not self.error:
             log.error("figures cannot be written", extra={"file": str(self.path), "error": reason})
         self.error = reason
@@ -248,21 +262,18 @@ class SeriesFile:
         self._labels = {}
 
     def _begin_anew(self, reason: str) -> None:
-        """Put the damaged file aside; the last KEPT_ASIDE of them are kept."""
+        """Put the damaged file aside; the last KEPT_ASIDE of them are kept. Raises OSError when it stays."""
         self._close()
+        aside = self.path.with_name(f"{self.path.name}.corrupt-{clock.wall_ns()}")
+        for suffix in ("", "-wal", "-shm"):
+            old = self.path.with_name(self.path.name + suffix)
+            if old.exists():
+                old.rename(aside.with_name(aside.name + suffix))
         self.damaged += 1
         log.error("series are damaged, a new file is begun", extra={"file": str(self.path), "error": reason})
-        aside = self.path.with_name(f"{self.path.name}.corrupt-{clock.wall_ns()}")
-        try:
+        for old in _asides(self.path)[:-KEPT_ASIDE]:
             for suffix in ("", "-wal", "-shm"):
-                old = self.path.with_name(self.path.name + suffix)
-                if old.exists():
-                    old.rename(aside.with_name(aside.name + suffix))
-            for old in _asides(self.path)[:-KEPT_ASIDE]:
-                for suffix in ("", "-wal", "-shm"):
-                    old.with_name(old.name + suffix).unlink(missing_ok=True)
-        except OSError as error:
-            log.error("damaged series cannot be put aside", extra={"error": str(error)})
+                old.with_name(old.name + suffix).unlink(missing_ok=True)
 
 
 def cleaned_who(who: str) -> str:
@@ -273,12 +284,14 @@ def cleaned_who(who: str) -> str:
 class SeriesWriter:
     """Writes the file in a thread of its own: who tells something never waits for the disk.
 
-    What does not fit behind WAITING calls is counted in the file's ``lost``.
+    What does not fit behind WAITING calls is counted in the file's ``lost``. Acknowledgements, which a person
+    was told of, have ACKNOWLEDGEMENTS_WAITING places of their own and are tried until they are written.
     """
 
     def __init__(self, file: SeriesFile) -> None:
         self.file = file
         self._calls: queue.Queue[tuple[int, Callable[[], object]] | None] = queue.Queue(WAITING)
+        self._acknowledged: deque[tuple[str, Acknowledged]] = deque()
         self._thread = threading.Thread(target=self._run, name="series", daemon=True)
         self._thread.start()
 
@@ -291,27 +304,53 @@ class SeriesWriter:
         self._put(len(entries), lambda: self.file.note(entries))
 
     def acknowledge(self, incident_id: str, said: Acknowledged) -> None:
-        """As that of the file."""
-        self._put(1, lambda: self.file.acknowledge(incident_id, said))
+        """As that of the file, and again with each later call until it is written."""
+        if len(self._acknowledged) >= ACKNOWLEDGEMENTS_WAITING:
+            self.file.lose("busy", 1)
+            return
+        self._acknowledged.append((incident_id, said))
+        with contextlib.suppress(queue.Full):  # then the thread comes by anyway
+            self._calls.put_nowait((0, lambda: None))
+
+    def acknowledge_now(self, incident_id: str, said: Acknowledged) -> Acknowledged | None:
+        """As that of the file, in the caller's thread; what cannot be written is tried again."""
+        found = self.file.acknowledge(incident_id, said)
+        if found is None:
+            self.acknowledge(incident_id, said)
+        return found
 
     def _put(self, rows: int, call: Callable[[], object]) -> None:
         try:
             self._calls.put_nowait((rows, call))
         except queue.Full:
-            self.file.lost["busy"] += rows
+            self.file.lose("busy", rows)
 
     def _run(self) -> None:
         prune_s = 0.0
         while (taken := self._calls.get()) is not None:
-            try:
-                taken[1]()
-                if clock.monotonic_s() >= prune_s:
-                    prune_s = clock.monotonic_s() + PRUNE_S
-                    self.file.prune()
-            except Exception:
-                # The edge of the stage: figures must not end the courier.
-                log.exception("figures cannot be written")
-                self.file.lost["failed"] += taken[0]
+            self._guarded(1, self._write_acknowledged)
+            self._guarded(*taken)
+            if clock.monotonic_s() >= prune_s:
+                prune_s = clock.monotonic_s() + PRUNE_S
+                self._guarded(0, self.file.prune)
+        self._guarded(1, self._write_acknowledged)
+        if self._acknowledged:
+            self.file.lose("disk", len(self._acknowledged))
+
+    def _write_acknowledged(self) -> None:
+        while self._acknowledged:
+            first = self._acknowledged.popleft()
+            if self.file.acknowledge(*first) is None:
+                self._acknowledged.appendleft(first)
+                return
+
+    def _guarded(self, rows: int, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except Exception:
+            # The edge of the stage: figures must not end the courier.
+            log.exception("figures cannot be written")
+            self.file.lose("failed", rows)
 
     def close(self, wait_s: float) -> None:
         """Write what waits, close the file; a disk that takes longer is left alone."""
@@ -430,8 +469,11 @@ def _remove_beyond(db: sqlite3.Connection) -> None:
         )
 
 
-def _a_part(db: sqlite3.Connection) -> int:
-    """The time (ns) before which a twentieth of all figures and entries lies, an hour at least."""
+def _a_part(db: sqlite3.Connection, now_ns: int | None) -> int:
+    """The time (ns) before which a twentieth of all figures and entries lies, an hour at least.
+
+    An hour while the time is not known: after a step of years a twentieth would be all there is.
+    """
     oldest = []
     for name in NAMES:
         (minute,) = db.execute("SELECT min(minute) FROM minutes WHERE name = ?", (name,)).fetchone()
@@ -440,4 +482,4 @@ def _a_part(db: sqlite3.Connection) -> int:
         (at_ns,) = db.execute(f"SELECT min(at_ns) FROM {table}").fetchone()  # noqa: S608 - as above
         oldest += [at_ns] if at_ns is not None else []
     first = min(oldest, default=0)
-    return first + max(3600 * NS_PER_S, (clock.wall_ns() - first) // 20)
+    return first + max(3600 * NS_PER_S, ((now_ns or first) - first) // 20)

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 from kwsiem import failpoint
 from kwsiem.alert import URGENT_SEVERITY, raised_ns_of
-from kwsiem.clock import NS_PER_S, boot_ns, monotonic_s, wall_ns
+from kwsiem.clock import NS_PER_S, SteadyWall, boot_ns, monotonic_s
 from kwsiem.database import is_corrupt, transaction, used_bytes
 from kwsiem.outbox import frame, tables
 from kwsiem.outbox.file import connect, connect_to_read, recent
@@ -51,11 +51,11 @@ class Outbox:
     """The outbox in one database file; safe to use from several threads of one process.
 
     ``outputs`` are the configured ones: only they hold alerts back from removal. A new output begins
-    with the next alert. Settled alerts are kept up to ``history``, and for ``history_age_s`` of wall time by
-    their ids (0: no limit). ``max_age_s`` is for how long alerts wait for an output (0: for ever). A damaged
-    file is salvaged, here or whenever it is found, and kept aside (``corrupt_path`` names it then);
-    ``alive`` is called while that takes its time. Raises sqlite3.OperationalError when the file cannot be
-    opened for other reasons (no permission, disk full).
+    with the next alert. Settled alerts are kept up to ``history``, and for ``history_age_s`` by their ids
+    and a wall clock that is steady (clock.SteadyWall; 0: no limit). ``max_age_s`` is for how long alerts
+    wait for an output (0: for ever). A damaged file is salvaged, here or whenever it is found, and kept
+    aside (``corrupt_path`` names it then); ``alive`` is called while that takes its time. Raises
+    sqlite3.OperationalError when the file cannot be opened for other reasons (no permission, disk full).
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class Outbox:
         self._history = history
         self._max_bytes = max_bytes
         self._history_age_s = history_age_s
+        self._wall = SteadyWall()
         self._max_age_s = {name: age_s for name, age_s in (max_age_s or {}).items() if age_s > 0}
         self._alive = alive
         self._lock = threading.RLock()
@@ -525,9 +526,10 @@ class Outbox:
 
     def _old(self, db: sqlite3.Connection) -> int:
         """The number up to which alerts were raised too long ago, of the first _PRUNE_ROWS; 0: none."""
-        if not self._history_age_s:
+        now_ns = self._wall.now_ns()
+        if not self._history_age_s or now_ns is None:
             return 0
-        oldest_ns = wall_ns() - int(self._history_age_s * NS_PER_S)
+        oldest_ns = now_ns - int(self._history_age_s * NS_PER_S)
         old = 0
         for seq, key in db.execute("SELECT seq, id FROM alerts ORDER BY seq LIMIT ?", (_PRUNE_ROWS,)):
             if raised_ns_of(key) >= oldest_ns:
@@ -627,8 +629,12 @@ class Outbox:
                 self._do(work)
 
     def _open_or_salvage(self) -> None:
-        finish_swap(self.path)
-        if reason := refused_before_opening(self.path):
+        try:
+            finish_swap(self.path)
+            reason = refused_before_opening(self.path)
+        except OSError as error:
+            raise sqlite3.OperationalError(f"outbox cannot be opened: {error}") from error
+        if reason:
             self._salvage(reason)
             return
         try:
@@ -708,6 +714,10 @@ class Outbox:
             self._close()
         try:
             report = salvage(self.path, self._names, self._history, old, self._alive)
+            self._told(report)
+            # When this fails, the next use goes on with it (finish_swap).
+            swap(self.path, report.aside)
+            remove_oldest_aside(self.path)
         except sqlite3.DatabaseError as error:
             if is_corrupt(error):
                 raise sqlite3.OperationalError(f"outbox cannot be salvaged: {error}") from error
@@ -717,9 +727,6 @@ class Outbox:
         finally:
             if old:
                 old.close()
-        swap(self.path, report.aside)
-        remove_oldest_aside(self.path)
-        self._told(report)
         self._spared = 0
         self._open()
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import queue
 import select
 import shutil
 import signal
@@ -37,7 +38,7 @@ from kwsiem.messages import (
     Stats,
     Stop,
 )
-from kwsiem.outbox import read_ledger, recent_alerts
+from kwsiem.outbox import Item, Outbox, read_ledger, recent_alerts
 from kwsiem.output_settings import (
     ConsoleSettings,
     EmailSettings,
@@ -297,6 +298,28 @@ def test_a_closed_standard_output_is_a_failing_console_and_no_damage(start, fold
     assert "no standard output" in values["outputs"][0]["last_error"]
     assert courier.stop() == 0
     assert recent_alerts(folder / "kwsiem.db", 10)[0]["event"]["id"] == make_alert().id
+
+
+def test_a_restart_counts_no_loss_again(start, folder, make_alert):
+    """Ten alerts wait for too long and are dropped, once; the account of their output names them for ever."""
+    began_s = time.time_ns() // 10**9
+    box = Outbox(folder / "kwsiem.db", ["siem"], max_age_s={"siem": 60.0})
+    box.put([Item(make_alert(number=n).id, 5, b"{}") for n in range(10)])
+    box._durable.execute("UPDATE arrivals SET at_s = at_s - 100")
+    box.close()
+    if os.geteuid() == 0:
+        entry = rights.account("kwsiem")
+        for each in folder.iterdir():
+            os.chown(each, entry.pw_uid, entry.pw_gid)
+    siem = SyslogSettings(name="siem", path=str(folder / "no-such-socket"), max_age_s=60.0)
+    file = FileSettings(name="file", path=str(folder / "alerts.jsonl"))
+    for outputs in ((siem,), (siem, file), (file,), (siem,)):
+        courier = start(*outputs)
+        values = courier.stats()
+        assert [o["reasons"] for o in values["outputs"] if o["name"] == "siem"] in ([], [{"age": 10}])
+        assert courier.stop() == 0
+        lost = Series(folder / "series.db").totals("lost", began_s, began_s + 600)
+        assert lost == [("output:age", 10)]
 
 
 def test_the_console_gets_a_line_for_each_alert(start, folder, make_alert):
@@ -612,6 +635,72 @@ def test_two_chats_get_their_own_answers():
     assert {user: answer.error for user, answer in found.items()} == {1: "1", 2: "2"}
     ours.close()
     theirs.close()
+
+
+def test_a_chat_that_ends_while_its_request_is_sent_takes_away_no_other(monkeypatch):
+    asked = courier_module._Asked()
+    found = {}
+
+    def chat(user):
+        found[user] = asked.ask(ChatRequest(number=0, output="c", user_id=user, user_name="a", action="help"))
+
+    threads = {user: threading.Thread(target=chat, args=(user,)) for user in (1, 2)}
+    end_s = time.monotonic() + DEADLINE_S
+    for number, thread in threads.items():
+        thread.start()
+        while len(asked._outgoing) < number and time.monotonic() < end_s:
+            time.sleep(0.001)
+
+    class Full:
+        send = staticmethod(lambda request: False)
+
+    sent = []
+
+    class Sensor:
+        def send(self, request):
+            """The asker has its answer, and is gone, before the loop is back."""
+            sent.append(request.user_id)
+            asked.answered(ChatAnswer(number=request.number, error=str(request.user_id)))
+            threads[request.user_id].join()
+            return True
+
+    asked.send(Full)
+    asked.send(Sensor())
+    assert sent == [1, 2]
+    assert {user: answer.error for user, answer in found.items()} == {1: "1", 2: "2"}
+    assert not asked._outgoing
+
+
+def test_what_is_too_large_for_the_link_is_left_out_and_the_next_goes():
+    asked = courier_module._Asked()
+    ours, theirs = (Link(end, FromCourier) for end in link_pair())
+    for number, rule in enumerate(("r" * 200_000, "r")):
+        request = ChatRequest(
+            number=number, output="c", user_id=7, user_name="a", action="mute", rule_id=rule
+        )
+        asked._waiting[number] = queue.SimpleQueue()
+        asked._outgoing.append(request)
+    asked.send(ours)
+    assert theirs.take_message() == request
+    assert theirs.take_message() is None
+    ours.close()
+    theirs.close()
+
+
+def test_a_state_of_chats_that_somebody_filled_up_does_not_end_the_courier(start, folder):
+    until_ns = time.time_ns() + 3600 * 10**9
+    kept = folder / "chat.json"
+    kept.write_text(json.dumps({"mutes": {f"{n}" + "r" * 5000: until_ns for n in range(110)}}))
+    kept.chmod(0o644)
+    mail = EmailSettings(
+        name="mail", host="localhost", port=1, security="none", summary=SummarySettings(every="day"),
+        sender="kwsiem@gw01.example.net", to=("admin@example.net",),
+    )  # fmt: skip
+    courier = start(mail)
+    mutes = courier.stats()["mutes"]
+    assert len(mutes) == courier_module.MUTES_SHOWN
+    assert max(map(len, mutes)) < 200
+    assert courier.stop() == 0
 
 
 def test_of_two_who_acknowledge_the_first_is_told_to_both(tmp_path):

@@ -1,9 +1,11 @@
 """The history of figures: what the courier writes is what others read, within bounds, whatever the disk does."""
 
 import resource
+import shutil
 import signal
 import sqlite3
 import stat
+import threading
 from contextlib import closing
 
 import pytest
@@ -24,10 +26,17 @@ def path(tmp_path):
 
 @pytest.fixture
 def now(monkeypatch):
-    """The wall clock, to be set."""
-    times = {"ns": T * NS}
+    """The wall clock, to be set, and the time since boot."""
+    times = {"ns": T * NS, "boot": 50 * NS}
     monkeypatch.setattr(clock, "wall_ns", lambda: times["ns"])
+    monkeypatch.setattr(clock, "boot_ns", lambda: times["boot"])
     return times
+
+
+def go_on(now, for_s):
+    """Time passes, for all clocks."""
+    now["ns"] += for_s * NS
+    now["boot"] += for_s * NS
 
 
 @pytest.fixture
@@ -209,7 +218,7 @@ def test_a_link_in_its_place_is_not_followed(path, tmp_path):
 
 def test_prune_removes_what_is_too_old(file, path, now):
     for day in range(40):
-        now["ns"] = (T + day * 86400) * NS
+        go_on(now, 86400 if day else 0)
         file.add(T + day * 86400, {"packets": {"tcp": 1}})
         file.note([Journal(now["ns"], "day", {"day": day})])
         file.acknowledge(f"i{day}", Acknowledged(now["ns"], "anna"))
@@ -217,6 +226,45 @@ def test_prune_removes_what_is_too_old(file, path, now):
     for table in ("minutes", "journal", "acknowledgements"):
         assert len(rows(path, table)) == 31
     assert Series(path).journal(0, 2**62)[-1].fields == {"day": 9}
+
+
+def test_a_clock_that_is_set_removes_nothing(file, path, now):
+    """Forward by a month and back again at any moment; for good only when it goes on so for an hour."""
+    file.add(T, {"packets": {"tcp": 1}})
+    file.note([Journal(T * NS, "one", {})])
+    file.acknowledge("i1", Acknowledged(T * NS, "anna"))
+
+    def left():
+        file.prune()
+        return [len(rows(path, table)) for table in ("minutes", "journal", "acknowledgements")]
+
+    for step_s in (31 * 86400, -31 * 86400, -3650 * 86400, 3650 * 86400, 40 * 86400):
+        go_on(now, 7200)
+        assert left() == [1, 1, 1]
+        now["ns"] += step_s * NS
+        assert left() == [1, 1, 1]
+        go_on(now, 3599)
+        assert left() == [1, 1, 1]
+        if step_s < 40 * 86400:
+            now["ns"] -= step_s * NS
+            assert left() == [1, 1, 1]
+            now["ns"] += step_s * NS
+    go_on(now, 3602)
+    assert left() == [0, 0, 0]
+
+
+def test_beyond_the_size_a_clock_that_is_set_does_not_remove_all(path, now):
+    with closing(SeriesFile(path, max_age_s=0, max_bytes=1 << 20)) as file:
+        for minute in range(600):
+            go_on(now, 60)
+            file.add(T + 60 * minute, {"events": {f"kind.{n}.{'x' * 90}": 1 for n in range(50)}})
+        file.note([Journal(now["ns"], "last", {})])
+        file.acknowledge("i1", Acknowledged(now["ns"], "anna"))
+        now["ns"] += 10 * 365 * 86400 * NS
+        before = len(rows(path))
+        file.prune()
+        assert 0 < len(rows(path)) < before
+        assert len(rows(path, "journal")) == len(rows(path, "acknowledgements")) == 1
 
 
 def test_without_an_age_all_stays(path, now):
@@ -284,6 +332,22 @@ def test_the_last_two_damaged_files_are_kept(path, now):
     assert [each.read_bytes()[:1] for each in found] == [b"3", b"4"]
 
 
+def test_a_damaged_file_that_cannot_be_put_aside_is_told_once(path, now, caplog):
+    path.write_bytes(b"garbage" * 1000)
+    taken = path.with_name(f"{path.name}.corrupt-{now['ns']}")
+    taken.mkdir()
+    with closing(SeriesFile(path, max_age_s=0, max_bytes=1 << 28)) as file:
+        for _ in range(5):
+            file.add(T, {"packets": {"tcp": 1}})
+        assert (file.damaged, file.lost) == (0, {"disk": 5})
+        assert "not a database" in file.error and "directory" in file.error
+        assert [record.levelname for record in caplog.records] == ["ERROR"]
+        taken.rmdir()
+        file.add(T, {"packets": {"tcp": 1}})
+        assert (file.damaged, file.error) == (1, "")
+    assert taken.read_bytes() == b"garbage" * 1000
+
+
 def test_a_file_that_is_damaged_while_it_is_open_is_begun_anew(file, path):
     file.add(T, {"packets": {"tcp": 1}})
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
@@ -308,7 +372,7 @@ def test_what_a_full_disk_does_not_take_is_counted_and_the_next_is_written(file,
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
-    assert file.lost["disk"] == 152
+    assert file.lost["disk"] == 151
     file.add(T, {"packets": {"tcp": 2}})
     assert file.error == ""
     assert not file.damaged
@@ -343,6 +407,48 @@ def test_who_tells_something_never_waits_for_the_disk(path, now):
     (tcp, udp) = dict(Series(path).totals("packets", T, T + 60)).values()
     assert tcp == udp
     assert tcp + udp + file.lost["busy"] == 2 * (series_file.WAITING + 50)
+
+
+def test_an_acknowledgement_waits_for_room_in_the_queue(path, now, monkeypatch):
+    monkeypatch.setattr(series_file, "ACKNOWLEDGEMENTS_WAITING", 3)
+    file = SeriesFile(path, max_age_s=0, max_bytes=1 << 28)
+    writer = SeriesWriter(file)
+    busy, go = threading.Event(), threading.Event()
+    writer._put(0, lambda: (busy.set(), go.wait(20)))
+    assert busy.wait(20)
+    for _ in range(series_file.WAITING + 50):
+        writer.add(T, {"packets": {"tcp": 1}})
+    for number in range(3):
+        writer.acknowledge(f"i{number}", Acknowledged(number, "anna"))
+    assert file.lost == {"busy": 50}
+    writer.acknowledge("i3", Acknowledged(5, "bert"))
+    assert file.lost == {"busy": 51}
+    go.set()
+    writer.close(20)
+    assert set(Series(path).acknowledged([f"i{n}" for n in range(4)])) == {"i0", "i1", "i2"}
+
+
+def test_an_acknowledgement_is_tried_again_when_the_disk_did_not_take_it(tmp_path, now):
+    """Until the file can be made, all that a person was told of waits; what never can be is counted."""
+    path = tmp_path / "later" / "series.db"
+    file = SeriesFile(path, max_age_s=0, max_bytes=1 << 28)
+    writer = SeriesWriter(file)
+    writer.acknowledge("i1", Acknowledged(5, "anna"))
+    assert writer.acknowledge_now("i2", Acknowledged(6, "bert")) is None
+    tried = threading.Event()
+    writer._put(0, tried.set)
+    assert tried.wait(20)
+    path.parent.mkdir()
+    writer.add(T, {"packets": {"tcp": 1}})
+    writer.close(20)
+    found = Series(path).acknowledged(["i1", "i2"])
+    assert found == {"i1": Acknowledged(5, "anna"), "i2": Acknowledged(6, "bert")}
+    assert not file.lost
+    shutil.rmtree(path.parent)
+    writer = SeriesWriter(file)
+    writer.acknowledge("i3", Acknowledged(5, "anna"))
+    writer.close(20)
+    assert file.lost == {"disk": 1}
 
 
 def test_a_fault_does_not_end_the_thread(path, now):

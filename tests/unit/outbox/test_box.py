@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from kwsiem import clock
 from kwsiem.alert import first_id
 from kwsiem.clock import wall_ns
 from kwsiem.outbox import Item, Outbox, balanced, read_ledger, recent_alerts, tables
@@ -117,7 +118,9 @@ def test_only_so_much_history_is_kept_and_nothing_that_waits_is_removed(path):
 
 def test_settled_alerts_that_are_too_old_go_and_nothing_that_waits(path, monkeypatch):
     now_ns = 1_800_000_000 * 10**9
-    monkeypatch.setattr(box_module, "wall_ns", lambda: now_ns)
+    times = {"ahead": 0, "boot": 0}
+    monkeypatch.setattr(clock, "wall_ns", lambda: now_ns + sum(times.values()) * 10**9)
+    monkeypatch.setattr(clock, "boot_ns", lambda: times["boot"] * 10**9)
     box = Outbox(path, ["a", "b"], history_age_s=86_400)
     aged = [
         first_id(now_ns - day * 86_400 * 10**9 // 2)[:20] + f"{n:06}" for day in (4, 3, 1) for n in range(700)
@@ -127,6 +130,12 @@ def test_settled_alerts_that_are_too_old_go_and_nothing_that_waits(path, monkeyp
     assert len(box.recent(9999)) == 2101, "nobody has settled them"
     box.settle("a", list(range(1, 2102)), [], [])
     box.settle("b", list(range(1, 501)), [], [])
+    for times["ahead"] in (0, 31 * 86_400, -31 * 86_400, 0):
+        box.prune()
+        times["boot"] += 3599
+        box.prune()
+    assert len(box.recent(9999)) == 2101, "the clock was set, or may have been"
+    times["boot"] += 1
     box.prune()
     assert len(box.recent(9999)) == 1601, "the rest waits for b"
     box.settle("b", list(range(501, 2102)), [], [])

@@ -304,6 +304,30 @@ def test_a_disk_too_full_for_the_new_file_leaves_the_old_one(path, monkeypatch):
     assert check(path)[0] == 0
 
 
+def test_files_that_cannot_be_exchanged_are_an_error_of_the_disk_and_the_next_use_goes_on(path, monkeypatch):
+    def refused(*_):
+        raise PermissionError("no renaming here")
+
+    def damaged():
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    box = Outbox(path, ["a", "b"])
+    before = box.ledger()
+    waiting = box.waiting("a", 1000)
+    monkeypatch.setattr("pathlib.Path.rename", refused)
+    with pytest.raises(sqlite3.OperationalError, match="no renaming here"):
+        box._do(damaged)
+    for attempt in (lambda: box.put(items(ALERTS, ALERTS + 1)), lambda: Outbox(path, ["a", "b"])):
+        with pytest.raises(sqlite3.OperationalError, match="no renaming here"):
+            attempt()
+    monkeypatch.undo()
+    assert box.put(items(ALERTS, ALERTS + 1)) == 1
+    assert [stored.id for stored in box.waiting("a", 1000)][:-1] == [stored.id for stored in waiting]
+    assert box.salvaged == 1
+    assert balanced(box.ledger()) and box.ledger()["a"].delivered == before["a"].delivered
+    box.close()
+
+
 def test_only_so_many_damaged_files_are_kept_aside(path):
     for _ in range(4):
         Outbox(path, ["a", "b"]).close()
