@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import os
 import secrets
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +21,10 @@ FILE_NAME: Final = "token"
 #: A token that a person chose must not be guessed.
 LEAST: Final = 20
 _MAX: Final = 1024
+DIGEST_BYTES: Final = 32
+
+_libc = ctypes.CDLL(None)
+_libc.getenv.restype = ctypes.c_void_p
 
 
 def token_of(env_file: Path, state_dir: Path) -> str:
@@ -30,6 +36,31 @@ def token_of(env_file: Path, state_dir: Path) -> str:
     if not LEAST <= len(token) <= _MAX:
         raise ConfigError(f"the secret {NAME} must have {LEAST} to {_MAX} characters")
     return token
+
+
+def set_aside() -> Callable[[], None]:
+    """Take the token out of the environment, before a fork; what is given puts it back, after.
+
+    In between a pipe of the kernel holds it. What the process was started with is overwritten, too.
+    """
+    value = os.environb.get(NAME.encode())
+    if value is None:
+        return lambda: None
+    reader, writer = os.pipe()
+    os.write(writer, value[: 2 * _MAX])  # too long a one will be refused; a pipe has room for this
+    os.close(writer)
+    address = _libc.getenv(NAME.encode())
+    if address:
+        ctypes.memset(address, 0, len(value))
+    del os.environ[NAME]
+    # The bytes themselves: memory that Python frees is not cleared.
+    ctypes.memset(id(value) + bytes.__basicsize__ - 1, 0, len(value))
+
+    def put_back() -> None:
+        with open(reader, "rb") as kept:
+            os.environb[NAME.encode()] = kept.read()
+
+    return put_back
 
 
 def folder_of(state_dir: Path) -> Path:
