@@ -13,9 +13,9 @@ import os
 import signal
 import sys
 import termios
-import traceback
 from collections.abc import Callable, Collection
 from pathlib import Path
+from types import TracebackType
 from typing import Final
 
 from kwsiem import rights
@@ -32,10 +32,15 @@ def words_of(error: BaseException) -> str:
     """What went wrong, on one line, without secrets; where, when nobody expected it."""
     text = str(error)
     if not isinstance(error, (KwsiemError, OSError)):
-        frames = traceback.extract_tb(error.__traceback__)
-        place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-        text = f"{type(error).__name__}: {clean(text, _MAX_TEXT - 100)}{place}"
+        text = f"{type(error).__name__}: {clean(text, _MAX_TEXT - 100)}{_place(error.__traceback__)}"
     return clean(mask(text), _MAX_TEXT)
+
+
+def _place(trace: TracebackType | None) -> str:
+    """File and line; the module traceback would read the source, which we may not be allowed to any more."""
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f" ({Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})" if trace else ""
 
 
 def _log(error: BaseException) -> None:
@@ -81,7 +86,7 @@ def spawn(
         _replace(1, os.devnull)
         if is_silent:
             _replace(2, os.devnull)
-        else:
+        elif os.geteuid() == 0:  # else there is nothing to give up
             _only_write(2)
         _close_but(keep)
         first()
@@ -126,7 +131,9 @@ def _only_write(fd: int) -> None:
     try:
         _replace(fd, f"/proc/self/fd/{fd}", os.O_WRONLY)
     except OSError as error:
-        raise UnavailableError(f"the terminal cannot be opened to write alone: {error.strerror}") from None
+        raise UnavailableError(
+            f"this terminal cannot be opened to write alone ({error.strerror}); try: 2>&1 | cat"
+        ) from None
 
 
 def _leave_terminal() -> None:
