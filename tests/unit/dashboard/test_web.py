@@ -481,6 +481,8 @@ def test_who_never_begins_tls_is_let_go(tmp_path, parent, put, monkeypatch):
 @pytest.mark.parametrize(
     ("address", "host", "ours"),
     [
+        (Address("127.0.0.1", 9470, names=["kwsiem.localhost"]), "kwsiem.localhost:9470", True),
+        (Address("127.0.0.1", 9470), "kwsiem.localhost:9470", False),
         (Address("0.0.0.0", 443, is_tls=True), "192.0.2.7", True),
         (Address("0.0.0.0", 443, is_tls=True), "evil.example", False),
         (Address("0.0.0.0", 443, is_tls=True, names=["Gw.example"]), "gw.EXAMPLE", True),
