@@ -102,7 +102,7 @@ def test_ctrl_c_still_ends_it():
     pid, master = pty.fork()
     code = (
         f"import os, select\nfrom kwsiem import apart\napart.drop_here('nobody')\nos.write({writer}, b'.')\n"
-        "try:\n    select.select([], [], [], 20)\nexcept KeyboardInterrupt:\n    os._exit(130)"
+        "try:\n    for _ in range(400): select.select([], [], [], 0.05)\nexcept KeyboardInterrupt:\n    os._exit(130)"
     )
     if pid == 0:
         os.execv("/bin/sh", ["sh", "-c", 'trap : INT; "$@"; exit $?', "sh", sys.executable, "-c", code])
