@@ -14,7 +14,7 @@ fi
 rm -f /etc/systemd/system/kwsiem.service /etc/systemd/system/kwsiem-dashboard.service /usr/local/bin/kwsiem
 [ -x "$prefix/bin/kwsiem" ] && rm -rf "$prefix"
 if [ "${1:-}" = "--purge" ]; then
-    rm -rf /etc/kwsiem /var/lib/kwsiem /var/lib/kwsiem-blocks /var/log/kwsiem /run/kwsiem
+    rm -rf /etc/kwsiem /var/lib/kwsiem /var/lib/kwsiem-blocks /var/lib/kwsiem-dashboard /var/log/kwsiem /run/kwsiem
     if getent passwd kwsiem >/dev/null; then userdel kwsiem; fi
     echo "kwsiem, its settings and its state are gone"
 else

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import msgspec
 
-from kwsiem import rights
+from kwsiem import apart
 from kwsiem.alert import LEVELS, first_id
 from kwsiem.cli.common import FORMAT_NAMES, Subparsers, add_json, command, moment, operator, paint, table
 from kwsiem.clock import NS_PER_MS, NS_PER_S, iso, monotonic_s
@@ -237,7 +237,7 @@ def _history(options: argparse.Namespace) -> tuple[History, Series]:
     """
     settings: Settings = load_settings(options.config)
     path = Path(options.state_dir or settings.state_dir) / "kwsiem.db"
-    rights.drop(settings.user)
+    apart.drop_here(settings.user)
     try:
         path.stat()
     except PermissionError:

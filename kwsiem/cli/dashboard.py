@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -49,16 +50,24 @@ def execute(options: argparse.Namespace) -> int:
     if os.geteuid() != 0:
         raise UnavailableError("the dashboard asks the appliance, which only root may; try sudo")
     # Other commands, and the sensor among them, do not pay for these.
-    from kwsiem.dashboard.token import digest_of, token_of  # noqa: PLC0415
+    from kwsiem.dashboard.token import set_aside, token_of  # noqa: PLC0415
 
-    token = token_of(Path(settings.env_file), Path(settings.state_dir))
+    token = partial(token_of, Path(settings.env_file), Path(settings.state_dir))
     if options.show_token:
-        print(token)
+        print(token())
         return EXIT_GOOD
-    return _serve(options, settings, listen, digest_of(token))
+    put_back = set_aside()
+
+    def late() -> str:
+        put_back()
+        return token()
+
+    return _serve(options, settings, listen, late)
 
 
-def _serve(options: argparse.Namespace, settings: Settings, listen: tuple[str, int], digest: bytes) -> int:
+def _serve(
+    options: argparse.Namespace, settings: Settings, listen: tuple[str, int], token: Callable[[], str]
+) -> int:
     from kwsiem.cli.common import catalog_of  # noqa: PLC0415
     from kwsiem.dashboard.server import Options, run  # noqa: PLC0415
     from kwsiem.rules.files import read_rule_files  # noqa: PLC0415
@@ -74,7 +83,7 @@ def _serve(options: argparse.Namespace, settings: Settings, listen: tuple[str, i
         return {source.name: source.data for source in files}
 
     served = Options(listen, options.tls_certificate, options.tls_key, tuple(options.name))
-    return run(settings, served, digest, catalog_of(settings).kinds(), partial(ask, socket), rules)
+    return run(settings, served, token, catalog_of(settings).kinds(), partial(ask, socket), rules)
 
 
 def _listen(options: argparse.Namespace) -> tuple[str, int]:

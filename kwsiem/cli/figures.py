@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from kwsiem import rights
+from kwsiem import apart
 from kwsiem.alert import LEVELS
 from kwsiem.cli.common import paint, table
 from kwsiem.clock import NS_PER_S, iso, wall_ns
@@ -114,7 +114,7 @@ def figures_of(options: argparse.Namespace) -> Figures:
     now_ns = wall_ns()
     until_ns = options.until if options.until is not None else now_ns
     length_s = max(1, (until_ns - options.since) // NS_PER_S)
-    rights.drop(settings.user)
+    apart.drop_here(settings.user)
     until_s = None if options.until is None else until_ns // NS_PER_S
     return Figures(state / FILE_NAME, length_s, until_s, options.name or "", options.top)
 

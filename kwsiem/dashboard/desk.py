@@ -10,7 +10,7 @@ import ipaddress
 import logging
 import os
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from select import select
 from typing import Any, Final, Literal, Union
@@ -80,9 +80,13 @@ class Desk:
         self._rules = rules
         self._changes_s: deque[float] = deque(maxlen=MAX_CHANGES_PER_MIN)
         self._looks_s: deque[float] = deque(maxlen=MAX_LOOKS_PER_S)
+        self._left_out = 0
+        self._complaints: Counter[str] = Counter()
 
     def answer(self, request: FromChild) -> tuple[str, Any]:
         """What is wrong (empty: nothing), and what was found."""
+        if not isinstance(request, Look) and self._floods():
+            return f"more than {MAX_CHANGES_PER_MIN} changes within a minute: wait a little", {}
         try:
             if isinstance(request, Look):
                 return self._look(request.what)
@@ -92,6 +96,27 @@ class Desk:
         if not isinstance(request, Look):
             _write_down(request, error)
         return error, found
+
+    def _floods(self) -> bool:
+        """Whether there are too many changes: the first of them is written down, the others are counted."""
+        now_s = clock.monotonic_s()
+        if len(self._changes_s) < MAX_CHANGES_PER_MIN or now_s - self._changes_s[0] >= 60.0:
+            if self._left_out:
+                audit.warning("dashboard", extra={"outcome": "refused", "changes": self._left_out})
+            self._left_out = 0
+            self._changes_s.append(now_s)
+            return False
+        if not self._left_out:
+            reason = "too many changes, now only counted"
+            audit.warning("dashboard", extra={"outcome": "refused", "reason": reason})
+        self._left_out += 1
+        return True
+
+    def complain(self, what: str) -> None:
+        """The child misbehaves: the first time is logged, then each that makes ten times as many."""
+        self._complaints[what] += 1
+        if str(self._complaints[what]).rstrip("0") == "1":
+            log.error(what, extra={"times": self._complaints[what]})
 
     def _look(self, what: str) -> tuple[str, Any]:
         now_s = clock.monotonic_s()
@@ -110,10 +135,6 @@ class Desk:
         return _error_of(found), found
 
     def _change(self, request: Release | Acknowledge) -> tuple[str, Any]:
-        now_s = clock.monotonic_s()
-        if len(self._changes_s) == MAX_CHANGES_PER_MIN and now_s - self._changes_s[0] < 60.0:
-            return f"more than {MAX_CHANGES_PER_MIN} changes within a minute: wait a little", {}
-        self._changes_s.append(now_s)
         if isinstance(request, Release):
             try:
                 network = ipaddress.ip_network(request.network)
@@ -160,9 +181,16 @@ def _shown(text: str) -> str:
 
 def serve_one(desk: Desk, link: Link[FromChild]) -> None:
     """Take one request, if there is one, and answer it."""
-    request = link.take_message()
-    if request is None:
+    try:
+        received = link.receive()
+    except LinkError:
+        desk.complain("the dashboard sends what is no request")
         return
+    if received is None:
+        return
+    request, fds = received
+    for each in fds:  # nobody wants them
+        os.close(each)
     error, found = desk.answer(request)
     data = msgspec.json.encode(found)
     fd = os.memfd_create("kwsiem-dashboard", os.MFD_CLOEXEC)
@@ -170,7 +198,7 @@ def serve_one(desk: Desk, link: Link[FromChild]) -> None:
         with open(fd, "wb", closefd=False) as file:
             file.write(data)
         if not link.send(Answered(number=request.number, error=error, size=len(data)), [fd]):
-            log.error("the dashboard does not read its answers")
+            desk.complain("the dashboard does not read its answers")
     finally:
         os.close(fd)
 

@@ -10,21 +10,22 @@ import resource
 import select
 import signal
 import socket
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import msgspec
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from kwsiem import clock, rights, secret
+from kwsiem import clock
+from kwsiem.apart import spawn
 from kwsiem.config import Settings
 from kwsiem.dashboard.desk import Answered, Desk, FromChild, Parent, serve_one
 from kwsiem.dashboard.picture import Pictures
 from kwsiem.dashboard.sessions import Door
+from kwsiem.dashboard.token import DIGEST_BYTES, digest_of
 from kwsiem.dashboard.web import Address, Dashboard
 from kwsiem.errors import ConfigError, KwsiemError
 from kwsiem.event import EventKind
@@ -131,29 +132,29 @@ def listening(address: tuple[str, int]) -> socket.socket:
 def run(
     settings: Settings,
     options: Options,
-    digest: bytes,
+    token: Callable[[], str],
     kinds: Mapping[str, EventKind],
     ask: Callable[[dict[str, Any]], dict[str, Any]],
     rules: Callable[[], Mapping[str, bytes]],
 ) -> int:
-    """Both processes, until one ends; the exit code."""
+    """Both processes, until one ends; the exit code.
+
+    ``token`` is called once there are two, so that it is in the memory of the parent alone.
+    """
     for name in _LATER:
         import_module(name)
     ours, theirs = link_pair()
-    parent = os.getpid()
     stop_reader, stop_writer = os.pipe()
     os.set_blocking(stop_writer, False)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: os.write(stop_writer, b"\0"))
-    child = os.fork()
-    if child == 0:
-        ours.close()
-        os.close(stop_reader)
-        os.close(stop_writer)
-        _child(settings, options, digest, kinds, theirs, parent)
+    http = _Http(settings, options, kinds, theirs)
+    child = spawn(settings.user, http.serve, keep=(theirs.fileno(),), first=http.prepare)
     theirs.close()
     link: Link[FromChild] = Link(ours, FromChild)
     try:
+        with contextlib.suppress(BrokenPipeError):
+            ours.send(digest_of(token()))
         _answer(Desk(ask, rules), link, stop_reader)
     finally:
         link.close()
@@ -188,36 +189,30 @@ def _ended(child: int) -> int:
     return 1
 
 
-def _child(
-    settings: Settings,
-    options: Options,
-    digest: bytes,
-    kinds: Mapping[str, EventKind],
-    theirs: socket.socket,
-    parent: int,
-) -> NoReturn:
-    """The life of the process that speaks HTTP; it never returns."""
-    code = 1
-    try:
-        os.setsid()  # away from a terminal that root types into
-        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
-        asker = Parent(Link(theirs, Answered))
-        host, port = options.listen
-        address = Address(host, port, is_tls=bool(options.certificate), names=options.names)
-        pictures = Pictures(Path(settings.state_dir))
-        dashboard = Dashboard(address, Door(digest), asker, pictures, kinds)
-        config = configured(dashboard, options)
-        rights.drop(settings.user)
-        rights.die_with_parent(parent)
+class _Http:
+    """The life of the process that speaks HTTP."""
+
+    def __init__(
+        self, settings: Settings, options: Options, kinds: Mapping[str, EventKind], link: socket.socket
+    ) -> None:
+        self._settings, self._options, self._kinds, self._link = settings, options, kinds, link
+
+    def prepare(self) -> None:
+        """All that needs rights: the pages, certificate and key; raises KwsiemError."""
+        digest = self._link.recv(2 * DIGEST_BYTES)
+        if len(digest) != DIGEST_BYTES:
+            os._exit(0)  # the parent has ended, and said why
+        host, port = self._options.listen
+        self._address = Address(host, port, is_tls=bool(self._options.certificate), names=self._options.names)
+        asker = Parent(Link(self._link, Answered))
+        pictures = Pictures(Path(self._settings.state_dir))
+        dashboard = Dashboard(self._address, Door(digest), asker, pictures, self._kinds)
+        self._config = configured(dashboard, self._options)
+
+    def serve(self) -> None:
+        """Serve without rights until told to stop."""
         resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES, MAX_FILES))
-        serve(config, [listening(options.listen)], address)
-        code = 0
-    except KwsiemError as error:
-        print(secret.mask(f"kwsiem: {error}"), file=sys.stderr, flush=True)  # noqa: T201 - the command's own words
-    finally:
-        os._exit(code)
+        serve(self._config, [listening(self._options.listen)], self._address)
 
 
 def serve(config: uvicorn.Config, sockets: Sequence[socket.socket], address: Address) -> None:

@@ -15,11 +15,8 @@ import msgspec
 
 MAX_SESSIONS: Final = 32
 SESSION_S: Final = 12 * 3600
-#: Failed logins: of one address, and of all together, within a minute.
-MAX_FAILED: Final = 5
-MAX_FAILED_TOGETHER: Final = 60
-#: Addresses whose failures are remembered.
-MAX_ADDRESSES: Final = 1024
+#: Refused logins that are logged within a minute; each line says how many there were.
+MAX_LOGGED_PER_MIN: Final = 10
 #: Bytes of randomness in a session's id, as in a token.
 RANDOM_BYTES: Final = 32
 
@@ -66,32 +63,29 @@ class Sessions:
 
 
 class Door:
-    """Compares tokens in constant time, and only so often."""
+    """Compares tokens in constant time. A right one always opens, however often others failed.
+
+    Through ``ssh -L`` all have the same address: whoever may be shut out by it, anybody can shut out.
+    """
 
     def __init__(self, token_digest: bytes) -> None:
         self._token = token_digest
-        self._failed: OrderedDict[str, deque[float]] = OrderedDict()
-        self._together: deque[float] = deque(maxlen=MAX_FAILED_TOGETHER)
+        self._logged_s: deque[float] = deque(maxlen=MAX_LOGGED_PER_MIN)
         self.failures = 0
 
-    def is_shut(self, peer: str, now_s: float) -> bool:
-        """Whether this address has failed too often, or all of them have."""
-        mine = self._failed.get(peer, deque())
-        return (len(mine) == MAX_FAILED and now_s - mine[0] < 60.0) or (
-            len(self._together) == MAX_FAILED_TOGETHER and now_s - self._together[0] < 60.0
-        )
-
-    def opens(self, token: str, peer: str, now_s: float) -> bool:
-        """Whether the token is right; a wrong one is counted."""
+    def opens(self, token: str) -> bool:
+        """Whether the token is right."""
         if hmac.compare_digest(_digest(token), self._token):
             return True
         self.failures += 1
-        self._together.append(now_s)
-        self._failed.setdefault(peer, deque(maxlen=MAX_FAILED)).append(now_s)
-        self._failed.move_to_end(peer)
-        while len(self._failed) > MAX_ADDRESSES:
-            self._failed.popitem(last=False)
         return False
+
+    def is_news(self, now_s: float) -> bool:
+        """Whether a failure is to be logged: whoever reaches the port must not fill the log."""
+        if len(self._logged_s) == MAX_LOGGED_PER_MIN and now_s - self._logged_s[0] < 60.0:
+            return False
+        self._logged_s.append(now_s)
+        return True
 
 
 def _digest(text: str) -> bytes:

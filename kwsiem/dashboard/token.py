@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import hashlib
 import os
 import secrets
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -14,25 +17,55 @@ from kwsiem.errors import ConfigError, UnavailableError
 
 #: The secret (systemd credential, env file, environment) that is asked for first.
 NAME: Final = "DASHBOARD_TOKEN"
-FILE_NAME: Final = "dashboard.token"
+FILE_NAME: Final = "token"
 #: A token that a person chose must not be guessed.
 LEAST: Final = 20
 _MAX: Final = 1024
+DIGEST_BYTES: Final = 32
+
+_libc = ctypes.CDLL(None)
+_libc.getenv.restype = ctypes.c_void_p
 
 
 def token_of(env_file: Path, state_dir: Path) -> str:
-    """The token; the file is made when there is none. Raises ConfigError or UnavailableError.
-
-    The folder belongs to the user without rights, so a file is believed only when it is root's own, a
-    regular one, and nobody else may read it.
-    """
+    """The token; the file is made when there is none. Raises ConfigError or UnavailableError."""
     token = secret.find(NAME, env_file)
     if token is None:
-        token = _from_file(state_dir / FILE_NAME)
+        token = _from_folder(folder_of(state_dir))
         secret.learn(token)
     if not LEAST <= len(token) <= _MAX:
         raise ConfigError(f"the secret {NAME} must have {LEAST} to {_MAX} characters")
     return token
+
+
+def set_aside() -> Callable[[], None]:
+    """Take the token out of the environment, before a fork; what is given puts it back, after.
+
+    In between a pipe of the kernel holds it. What the process was started with is overwritten, too.
+    """
+    value = os.environb.get(NAME.encode())
+    if value is None:
+        return lambda: None
+    reader, writer = os.pipe()
+    os.write(writer, value[: 2 * _MAX])  # too long a one will be refused; a pipe has room for this
+    os.close(writer)
+    address = _libc.getenv(NAME.encode())
+    if address:
+        ctypes.memset(address, 0, len(value))
+    del os.environ[NAME]
+    # The bytes themselves: memory that Python frees is not cleared.
+    ctypes.memset(id(value) + bytes.__basicsize__ - 1, 0, len(value))
+
+    def put_back() -> None:
+        with open(reader, "rb") as kept:
+            os.environb[NAME.encode()] = kept.read()
+
+    return put_back
+
+
+def folder_of(state_dir: Path) -> Path:
+    """Where the token lies: beside the state folder, for that one belongs to a user without rights."""
+    return state_dir.with_name(f"{state_dir.name}-dashboard")
 
 
 def digest_of(token: str) -> bytes:
@@ -40,11 +73,28 @@ def digest_of(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
-def _from_file(path: Path) -> str:
+def _from_folder(folder: Path) -> str:
+    """Believed is a file of ours in a folder of ours, neither of which anybody else may use."""
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(0o700, parents=True)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise UnavailableError(f"{folder}: the token cannot be kept there: {error.strerror}") from None
+    try:
+        if not _is_ours(os.fstat(fd)):
+            raise UnavailableError(f"{folder}: not a folder that its owner alone may use; remove it")
+        return _from_file(fd, folder / FILE_NAME)
+    finally:
+        os.close(fd)
+
+
+def _from_file(folder_fd: int, path: Path) -> str:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(path.name, flags, 0o600, dir_fd=folder_fd)
     except FileExistsError:
-        return _read(path)
+        return _read(folder_fd, path)
     except OSError as error:
         raise UnavailableError(f"{path}: the token cannot be written: {error.strerror}") from None
     with open(fd, "w", encoding="ascii") as file:
@@ -53,14 +103,19 @@ def _from_file(path: Path) -> str:
     return token
 
 
-def _read(path: Path) -> str:
+def _read(folder_fd: int, path: Path) -> str:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with open(os.open(path.name, flags, dir_fd=folder_fd), "rb") as file:
             found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+            if not stat.S_ISREG(found.st_mode) or not _is_ours(found):
                 raise UnavailableError(
                     f"{path}: not a file that its owner alone may read; remove it, a new token is made then"
                 )
             return file.read(_MAX + 1).decode("utf-8", "replace").strip()
     except OSError as error:
         raise UnavailableError(f"{path}: the token cannot be read: {error.strerror}") from None
+
+
+def _is_ours(found: os.stat_result) -> bool:
+    return found.st_uid == os.getuid() and not found.st_mode & 0o077

@@ -49,7 +49,9 @@ STREAM_S: Final = 600.0
 #: How often a page is told of new alerts, and of everything else.
 ALERTS_S: Final = 0.5
 STATE_S: Final = 2.0
+#: A name that begins with __Host- is taken over TLS alone, for this host alone (RFC 6265bis 4.1.3.2).
 COOKIE: Final = "kwsiem_session"
+TLS_COOKIE: Final = f"__Host-{COOKIE}"
 HEADERS: Final = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
@@ -183,6 +185,7 @@ class Dashboard:
         pictures: Pictures,
         kinds: Mapping[str, EventKind],
     ) -> None:
+        self._cookie = TLS_COOKIE if address.is_tls else COOKIE
         self._address, self._door, self._parent, self._pictures = address, door, parent, pictures
         self.sessions = Sessions()
         self._streams = 0
@@ -217,7 +220,7 @@ class Dashboard:
     # -- who asks ------------------------------------------------------------------------------------
 
     def _session(self, request: Request) -> Session | None:
-        value = request.cookies.get(COOKIE, "")
+        value = request.cookies.get(self._cookie, "")
         return self.sessions.find(value, clock.monotonic_s()) if value else None
 
     async def login(self, request: Request) -> Response:
@@ -225,11 +228,12 @@ class Dashboard:
         if request.method != "POST":
             return self._form("")
         peer = request.client.host if request.client else "?"
-        if self._waiting >= MAX_WAITING or self._door.is_shut(peer, clock.monotonic_s()):
-            return self._form("Too many wrong tokens. Wait a minute.", 429)
         token = parse_qs(await _body(request), max_num_fields=4).get("token", [""])[0].strip()
-        if not self._door.opens(token, peer, clock.monotonic_s()):
-            log.warning("login refused", extra={"peer": peer, "failures": self._door.failures})
+        if not self._door.opens(token):
+            if self._waiting >= MAX_WAITING:
+                return self._form("Too many wrong tokens. Wait a little.", 429)
+            if self._door.is_news(clock.monotonic_s()):
+                log.warning("login refused", extra={"peer": peer, "failures": self._door.failures})
             self._waiting += 1
             try:
                 await asyncio.sleep(WRONG_S)
@@ -240,7 +244,13 @@ class Dashboard:
         log.info("login", extra={"session": session.name})
         answer = RedirectResponse("/", 303)
         answer.set_cookie(
-            COOKIE, value, SESSION_S, httponly=True, samesite="strict", secure=self._address.is_tls, path="/"
+            self._cookie,
+            value,
+            SESSION_S,
+            httponly=True,
+            samesite="strict",
+            secure=self._address.is_tls,
+            path="/",
         )
         return answer
 
@@ -254,9 +264,11 @@ class Dashboard:
             return RedirectResponse("/login", 303)
         if parse_qs(await _body(request), max_num_fields=4).get("csrf", [""])[0] != session.csrf:
             return _error("The page is too old: load it again.", 403)
-        self.sessions.close(request.cookies[COOKIE])
+        self.sessions.close(request.cookies[self._cookie])
         answer = RedirectResponse("/login", 303)
-        answer.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict", secure=self._address.is_tls)
+        answer.delete_cookie(
+            self._cookie, path="/", httponly=True, samesite="strict", secure=self._address.is_tls
+        )
         return answer
 
     async def static(self, request: Request) -> Response:

@@ -16,6 +16,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from kwsiem.control import ask
+from kwsiem.dashboard.token import FILE_NAME, folder_of
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
 HOSTILE = "<b id=owned>x</b>&]('\"><img src=x onerror=alert(1)>"
@@ -227,4 +228,6 @@ def test_who_speaks_http_has_no_rights(dashboard, appliance):
     )
     assert re.search(r"^Groups:\s*$", status, re.MULTILINE)
     assert {path.owner() for path in appliance.state.glob("kwsiem.db*")} == {appliance.state.owner()}
-    assert (appliance.state / "dashboard.token").stat().st_mode & 0o777 == 0o600
+    kept = folder_of(appliance.state)
+    assert (kept.stat().st_mode & 0o777, (kept / FILE_NAME).stat().st_mode & 0o777) == (0o700, 0o600)
+    assert kept.stat().st_uid == (kept / FILE_NAME).stat().st_uid == 0

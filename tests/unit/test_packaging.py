@@ -10,7 +10,9 @@ import msgspec
 import pytest
 
 from kwsiem.alert import LEVELS
-from kwsiem.config import parse_settings
+from kwsiem.blocking import blocks_path
+from kwsiem.config import Settings, parse_settings
+from kwsiem.dashboard.token import folder_of
 from kwsiem.document import ECS_FIELDS, document
 from kwsiem.formats import cef, compact
 from kwsiem.formats.digest import digest
@@ -271,3 +273,14 @@ def test_splunks_names_are_those_of_the_document(make_alert):
         for part in name.split("."):
             node = node[part]
         assert node
+
+
+def test_purge_removes_every_folder_that_we_make():
+    settings = Settings()
+    (removed,) = re.findall(r"rm -rf (/etc/kwsiem .*)", (PACKAGING / "uninstall.sh").read_text())
+    kept = folder_of(Path(settings.state_dir))
+    assert {str(kept), str(blocks_path(settings).parent), settings.state_dir} <= set(removed.split())
+    unit = (PACKAGING / "kwsiem-dashboard.service").read_text()
+    assert f"\nStateDirectory={kept.name}\nStateDirectoryMode=0700\n" in unit and kept.parent == Path(
+        "/var/lib"
+    )

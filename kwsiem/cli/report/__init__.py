@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from kwsiem import rights
+from kwsiem.apart import spawn, words_of
 from kwsiem.cli.common import Subparsers, add_json, command, moment
 from kwsiem.cli.status import faults
 from kwsiem.clock import NS_PER_S, wall_ns
@@ -27,7 +28,9 @@ _FILE: Final = "kwsiem-report.html"
 #: Pages of the block list that are asked for: 10,000 blocks.
 _PAGES: Final = 20
 _PAGE: Final = 500
-_MAX_SAID: Final = 4096
+_MAX_SAID: Final = 8192
+#: A hundred times the largest one seen.
+_MAX_BYTES: Final = 256 << 20
 
 
 def add(commands: Subparsers) -> None:
@@ -165,26 +168,34 @@ class _Said(msgspec.Struct):
 
     text: str
     unavailable: bool = False
-    closed: bool = False
 
 
 def _in_child(user: str, make: Callable[[], bytes], fd: int) -> None:
-    """What ``make`` gives is written to ``fd`` by a process that has the rights of ``user`` alone.
+    """What ``make`` gives in a process that has the rights of ``user`` alone is written to ``fd``.
 
-    Another user writes the files that it reads, and what stands in them came from attackers.
+    Another user writes the files that it reads, and what stands in them came from attackers: it has neither
+    ``fd`` nor the terminal. Raises what it said, BrokenPipeError when nobody reads ``fd``.
     """
-    sys.stderr.flush()
-    reader, writer = os.pipe()
-    parent = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        os.close(reader)
-        _serve(user, make, fd, writer, parent)
-    os.close(writer)
+    made, make_end = os.pipe()
+    said, say_end = os.pipe()
+
+    def live() -> None:
+        view = memoryview(make())
+        while view:
+            view = view[os.write(make_end, view) :]
+
+    def failed(error: BaseException) -> None:
+        unavailable = isinstance(error, (UnavailableError, OSError))
+        os.write(say_end, msgspec.json.encode(_Said(words_of(error), unavailable)))
+
+    pid = spawn(user, live, keep=(make_end, say_end), failed=failed)
+    os.close(make_end)
+    os.close(say_end)
     code = None
     try:
-        with os.fdopen(reader, "rb") as said:
-            text = said.read(_MAX_SAID)
+        with os.fdopen(made, "rb", buffering=0) as pages, os.fdopen(said, "rb") as words:
+            _copy(pages, fd)
+            text = words.read(_MAX_SAID)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     finally:
         if code is None:
@@ -194,33 +205,22 @@ def _in_child(user: str, make: Callable[[], bytes], fd: int) -> None:
                 print("\r\033[K", end="", file=sys.stderr)  # its progress bar
     if text:
         why = msgspec.json.decode(text, type=_Said)
-        if why.closed:
-            raise BrokenPipeError
         raise (UnavailableError if why.unavailable else KwsiemError)(why.text)
     if code:
         raise KwsiemError(f"the process that makes the report ended with {code}")
 
 
-def _serve(user: str, make: Callable[[], bytes], fd: int, said: int, parent: int) -> None:
-    """The child's life; it never returns."""
-    code = 1
-    try:
-        os.setsid()  # away from the terminal: who owns that can type into it
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)
+def _copy(pages: io.RawIOBase, fd: int) -> None:
+    left = _MAX_BYTES
+    while data := pages.read(1 << 16):
+        left -= len(data)
+        if left < 0:
+            raise KwsiemError(f"the report is larger than {_MAX_BYTES >> 20} MiB; take a shorter span")
+        view = memoryview(data)
         try:
-            rights.drop(user)
-            rights.die_with_parent(parent)  # after the change of user, which clears it
-            view = memoryview(make())
             while view:
                 view = view[os.write(fd, view) :]
         except BrokenPipeError:
-            os.write(said, msgspec.json.encode(_Said("", closed=True)))
-        except (KwsiemError, OSError) as error:
-            unavailable = isinstance(error, (UnavailableError, OSError))
-            os.write(said, msgspec.json.encode(_Said(str(error)[:1000], unavailable)))
-        code = 0
-    except BaseException:  # noqa: BLE001 - the edge of a process
-        sys.excepthook(*sys.exc_info())
-    finally:
-        os._exit(code)
+            raise
+        except OSError as error:
+            raise UnavailableError(f"the report cannot be written: {error.strerror}") from None

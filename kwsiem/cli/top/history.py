@@ -17,9 +17,9 @@ from typing import Any, Final
 
 import msgspec
 
-from kwsiem import clock, rights
+from kwsiem import clock
 from kwsiem.alert import LEVELS, raised_ns_of
-from kwsiem.errors import KwsiemError
+from kwsiem.apart import spawn, words_of
 from kwsiem.outbox import read_behind
 from kwsiem.series import FILE_NAME, Series
 from kwsiem.text import clean
@@ -35,6 +35,7 @@ _PAGE: Final = 200
 #: The child's answer is never longer, and never later.
 _MAX_ANSWER_BYTES: Final = 1 << 20
 _ANSWER_S: Final = 15.0
+_ENDED: Final = "the process that reads the history has ended"
 
 
 class Incident(msgspec.Struct):
@@ -178,27 +179,36 @@ class HistoryReader:
     def __init__(self, path: Path, user: str) -> None:
         child_in, to_child = os.pipe()
         from_child, child_out = os.pipe()
-        parent = os.getpid()
-        self._pid = os.fork()
-        if self._pid == 0:
-            os.close(to_child)
-            os.close(from_child)
-            _serve(path, user, parent, child_in, child_out)
+
+        def failed(error: BaseException) -> None:
+            _write(child_out, Digest(error=f"the history is not read any more: {words_of(error)}"))
+
+        self._pid = spawn(
+            user,
+            lambda: _serve(path, child_in, child_out),
+            keep=(child_in, child_out),
+            is_silent=True,  # the screen is another's
+            failed=failed,
+        )
         os.close(child_in)
         os.close(child_out)
         self._to = os.fdopen(to_child, "wb", buffering=0)
         self._from = os.fdopen(from_child, "rb")
+        self._last = Digest(error=_ENDED)
 
     def read(self) -> Digest:
-        """The digest of now; waits for the child."""
-        try:
+        """The digest of now; waits for the child. Once it has ended, why it did if it said so."""
+        with contextlib.suppress(BrokenPipeError):
             self._to.write(b"\n")
+        try:
             if select.select([self._from], [], [], _ANSWER_S)[0]:
-                return msgspec.json.decode(self._from.readline(_MAX_ANSWER_BYTES), type=Digest)
+                found = msgspec.json.decode(self._from.readline(_MAX_ANSWER_BYTES), type=Digest)
+                self._last = Digest(error=found.error or _ENDED)
+                return found
             self._kill()  # a late answer would be taken for that to the next question
         except (OSError, ValueError):
             pass
-        return Digest(error="the process that reads the history has ended")
+        return self._last
 
     def close(self) -> None:
         """End the child: it stops when nobody can ask it any more."""
@@ -212,24 +222,14 @@ class HistoryReader:
             os.kill(self._pid, signal.SIGKILL)
 
 
-def _serve(path: Path, user: str, parent: int, in_fd: int, out_fd: int) -> None:
-    """The child's life; it never returns."""
-    code = 1
-    try:
-        os.setsid()  # away from the terminal: who owns that can type into it
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        for fd in range(3):
-            os.dup2(nowhere, fd)
-        try:
-            rights.drop(user)
-        except KwsiemError:
-            os._exit(code)
-        rights.die_with_parent(parent)  # after the change of user, which clears it
-        history = History(path)
-        while os.read(in_fd, 1):
-            answer = memoryview(msgspec.json.encode(history.update(clock.wall_ns())) + b"\n")
-            while answer:
-                answer = answer[os.write(out_fd, answer) :]
-        code = 0
-    finally:
-        os._exit(code)
+def _serve(path: Path, in_fd: int, out_fd: int) -> None:
+    """The child's life."""
+    history = History(path)
+    while os.read(in_fd, 1):
+        _write(out_fd, history.update(clock.wall_ns()))
+
+
+def _write(fd: int, digest: Digest) -> None:
+    answer = memoryview(msgspec.json.encode(digest) + b"\n")
+    while answer:
+        answer = answer[os.write(fd, answer) :]

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 import msgspec
 import pytest
 
-from kwsiem import rights
+from kwsiem import apart
 from kwsiem.alert import LEVELS, Alert
 from kwsiem.cli import main
 from kwsiem.cli.alerts import cut_columns, line, render
@@ -39,7 +39,7 @@ def alert(number, **changes):
 @pytest.fixture
 def ask(tmp_path, monkeypatch, capsys):
     """The command over a history that holds these alerts; exit code and what it printed."""
-    monkeypatch.setattr(rights, "drop", lambda user: None)  # the test goes on as who it is
+    monkeypatch.setattr(apart, "drop_here", lambda user: None)  # the test goes on as who it is
     monkeypatch.setenv("KWSIEM_CONFIG", str(tmp_path / "kwsiem.yaml"))
     (tmp_path / "kwsiem.yaml").write_text("host: web1\n")
 
@@ -126,7 +126,7 @@ def test_an_id_that_is_not_there_or_not_enough_fails(ask):
 
 
 def test_without_a_history_it_says_so(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(rights, "drop", lambda user: None)
+    monkeypatch.setattr(apart, "drop_here", lambda user: None)
     assert main(["alerts", "--state-dir", str(tmp_path)]) == 69
     assert "has the appliance run" in capsys.readouterr().err
 

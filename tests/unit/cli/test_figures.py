@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from kwsiem import rights
+from kwsiem import apart
 from kwsiem.cli import figures, main
 from kwsiem.cli.figures import bar, spark, step_of
 from kwsiem.clock import NS_PER_S, wall_ns
@@ -18,7 +18,7 @@ HOSTILE = "\x1b[2J\x1b]0;x\x07<b>&](\u202e\r\n" + "A" * 5000
 @pytest.fixture
 def ask(tmp_path, monkeypatch, capsys):
     """The command; exit code and what it printed."""
-    monkeypatch.setattr(rights, "drop", lambda user: None)  # the test goes on as who it is
+    monkeypatch.setattr(apart, "drop_here", lambda user: None)  # the test goes on as who it is
     (tmp_path / "kwsiem.yaml").write_text(f"state_dir: {tmp_path}\n")
 
     def run(*words):

@@ -7,6 +7,8 @@ import json
 import os
 import re
 import stat
+import subprocess
+import sys
 import threading
 from html.parser import HTMLParser
 from pathlib import Path
@@ -517,6 +519,42 @@ def test_a_child_that_dies_is_a_failure(report, put, monkeypatch, tmp_path):
     monkeypatch.setattr(facts, "gather", lambda *_, **__: os._exit(7))
     code, _, said = report("--output", str(tmp_path / "r.html"))
     assert code == 1 and "ended with 7" in said
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_an_error_that_nobody_expected_is_said_on_one_line(report, put, monkeypatch):
+    put((1, {}))
+    monkeypatch.setattr(facts, "gather", lambda *_, **__: {}["\x1b[2J<b>"])
+    code, out, said = report()
+    assert (code, out) == (1, "")
+    assert "KeyError" in said and "test_report.py:" in said and "\x1b" not in said and said.count("\n") == 1
+
+
+def test_the_process_that_makes_it_cannot_write_to_what_we_write_to(report, put, monkeypatch, tmp_path):
+    put((1, {}))
+    target = tmp_path / "out" / "r.html"
+    target.parent.mkdir()
+
+    def gather(*_, **__):
+        open_now = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.exists()]
+        raise OSError(repr([name for name in open_now if "/out/" in name]))
+
+    monkeypatch.setattr(facts, "gather", gather)
+    assert "kwsiem: []\n" in report("--output", str(target))[2]
+
+
+def test_a_report_without_end_and_a_full_disk_are_failures(report, put, monkeypatch, tmp_path):
+    put((1, {}))
+    words = ["report", "--config", str(tmp_path / "kwsiem.yaml"), "--output", "-"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", f"from kwsiem import rights; rights.drop = print; from kwsiem.cli import main; raise SystemExit(main({words}))"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=Path(__file__).parents[3],
+        )  # fmt: skip
+    assert done.returncode == 69 and "No space left" in done.stderr and "Traceback" not in done.stderr
+    monkeypatch.setattr("kwsiem.cli.report._MAX_BYTES", 1000)
+    code, _, said = report("--output", str(tmp_path / "r.html"))
+    assert code == 1 and "larger than" in said
     assert not (tmp_path / "r.html").exists()
 
 

@@ -1,4 +1,6 @@
+import os
 import re
+import signal
 import subprocess
 import sys
 from contextlib import closing
@@ -6,11 +8,11 @@ from contextlib import closing
 import msgspec
 import pytest
 
-from kwsiem import clock
+from kwsiem import clock, rights
 from kwsiem.alert import Alert
 from kwsiem.cli import main
 from kwsiem.cli.top.frame import as_terminal, as_text, cells, draw, fit, safe
-from kwsiem.cli.top.history import MAX_INCIDENTS, Digest, History, Incident, Source
+from kwsiem.cli.top.history import MAX_INCIDENTS, Digest, History, HistoryReader, Incident, Source
 from kwsiem.cli.top.model import Model, Sample
 from kwsiem.document import document
 from kwsiem.errors import KwsiemError
@@ -388,3 +390,18 @@ def test_alerts_are_read_in_pages_and_the_oldest_are_left_out(tmp_path, monkeypa
         box.close()
     assert [incident.source for incident in found.incidents] == [f"192.0.2.{n}" for n in range(9, 2, -1)]
     assert len(found.sources) == 7
+
+
+def test_why_the_reader_has_ended_is_said_and_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(rights, "drop", lambda user: None)
+    monkeypatch.setattr(History, "update", lambda *_: 1 // 0)
+    with closing(HistoryReader(tmp_path / "kwsiem.db", "nobody")) as reader:
+        first = reader.read()
+        assert "not read any more: ZeroDivisionError" in first.error
+        assert reader.read() == reader.read() == first
+    monkeypatch.undo()
+    monkeypatch.setattr(rights, "drop", lambda user: None)
+    with closing(HistoryReader(tmp_path / "kwsiem.db", "nobody")) as reader:
+        assert reader.read() == Digest()
+        os.kill(reader._pid, signal.SIGKILL)
+        assert "has ended" in reader.read().error

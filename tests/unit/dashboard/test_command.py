@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from kwsiem.cli import main
-from kwsiem.dashboard.token import FILE_NAME, NAME
+from kwsiem.dashboard.token import FILE_NAME, NAME, folder_of
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv(NAME, raising=False)
     config = tmp_path / "kwsiem.yaml"
-    config.write_text(f"state_dir: {tmp_path}\nruntime_dir: {tmp_path}\nenv_file: {tmp_path}/env\n")
+    config.write_text(f"state_dir: {tmp_path}/state\nruntime_dir: {tmp_path}\nenv_file: {tmp_path}/env\n")
 
     def command(*words):
         code = main(["dashboard", "--config", str(config), *words])
@@ -49,7 +49,7 @@ def test_the_token_is_printed_and_stays(run, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     code, out, _ = run("--show-token")
     assert code == 0
-    assert out.strip() == (tmp_path / FILE_NAME).read_text().strip()
+    assert out.strip() == (folder_of(tmp_path / "state") / FILE_NAME).read_text().strip()
     assert run("--show-token")[1] == out
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import threading
 
 import pytest
@@ -110,6 +111,51 @@ def test_a_child_gone_bad_changes_little(desk, sensor, monkeypatch):
     assert desk.answer(Look(1, "status"))[0] == ""
     now[0] += 60.0
     assert desk.answer(Release(1, "192.0.2.9", WHO))[0] == ""
+
+
+def test_a_child_gone_bad_does_not_fill_the_audit_log(desk, sensor, written, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(clock, "monotonic_s", lambda: now[0])
+    for number in range(10_000):
+        desk.answer(Release(number, "192.0.2.9", WHO))
+    assert len(written()) == MAX_CHANGES_PER_MIN + 1
+    assert "only counted" in written()[-1]["reason"]
+    now[0] += 60.0
+    desk.answer(Acknowledge(1, "I1", WHO))
+    assert len(written()) == MAX_CHANGES_PER_MIN + 3
+    assert written()[-2]["changes"] == 10_000 - MAX_CHANGES_PER_MIN
+    assert written()[-1]["action"] == "acknowledge"
+
+
+def test_answers_that_nobody_reads_do_not_fill_the_log(desk, sensor, caplog):
+    ours, theirs = link_pair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    link, sending = Link(ours, FromChild), Link(theirs, Answered)
+    asked = 0
+    for number in range(2000):
+        asked += sending.send(Look(number, "status"))
+        serve_one(desk, link)
+    link.close()
+    sending.close()
+    assert asked == 2000
+    assert [record.times for record in caplog.records if "does not read" in record.message] == [
+        1,
+        10,
+        100,
+        1000,
+    ]
+    assert len(caplog.records) == 4
+
+
+def test_what_is_no_request_does_not_fill_the_log(desk, caplog):
+    ours, theirs = link_pair()
+    with theirs:
+        link = Link(ours, FromChild)
+        for _ in range(2000):
+            theirs.send(b"\xc1")
+            serve_one(desk, link)
+        link.close()
+    assert [record.times for record in caplog.records] == [1, 10, 100, 1000]
 
 
 def test_a_child_gone_bad_does_not_keep_the_sensor_busy(desk, sensor, monkeypatch):

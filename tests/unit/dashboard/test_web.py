@@ -18,9 +18,9 @@ from kwsiem.alert import LEVELS
 from kwsiem.dashboard import picture, server, web
 from kwsiem.dashboard.picture import Pictures
 from kwsiem.dashboard.server import Options, configured, listening
-from kwsiem.dashboard.sessions import MAX_FAILED, MAX_SESSIONS, SESSION_S, Door, Sessions
+from kwsiem.dashboard.sessions import MAX_LOGGED_PER_MIN, MAX_SESSIONS, SESSION_S, Door, Sessions
 from kwsiem.dashboard.token import digest_of
-from kwsiem.dashboard.web import HEADERS, Address, Dashboard
+from kwsiem.dashboard.web import HEADERS, MAX_WAITING, Address, Dashboard
 from kwsiem.document import document
 from kwsiem.errors import UnavailableError
 from kwsiem.event import OWN_KINDS
@@ -184,14 +184,21 @@ def test_a_login_opens_a_session_whose_cookie_is_safe(site):
     assert site.page(cookie.partition(";")[0])[1]["host"] == "web1"
 
 
-def test_a_wrong_token_is_counted_and_soon_not_even_compared(site, caplog):
+def test_wrong_tokens_are_counted_and_shut_nobody_out(site, caplog):
     caplog.set_level(logging.WARNING, "kwsiem.dashboard")
-    for number in range(MAX_FAILED):
+    for number in range(MAX_LOGGED_PER_MIN + 5):
         answer = site.ask("POST", "/login", f"token=wrong{number}", Origin=site.origin)
         assert (answer.status, answer.getheader("set-cookie")) == (403, None)
-    assert [r.message for r in caplog.records].count("login refused") == MAX_FAILED
-    answer = site.ask("POST", "/login", f"token={TOKEN}", Origin=site.origin)
+    said = [record.failures for record in caplog.records if record.message == "login refused"]
+    assert said == list(range(1, MAX_LOGGED_PER_MIN + 1))
+    assert site.ask("POST", "/login", f"token={TOKEN}", Origin=site.origin).status == 303
+
+
+def test_while_many_wrong_tokens_wait_a_right_one_comes_in(site):
+    site.dashboard._waiting = MAX_WAITING
+    answer = site.ask("POST", "/login", "token=wrong", Origin=site.origin)
     assert (answer.status, answer.getheader("set-cookie")) == (429, None)
+    assert site.ask("POST", "/login", f"token={TOKEN}", Origin=site.origin).status == 303
 
 
 @pytest.mark.parametrize(
@@ -451,7 +458,11 @@ def test_over_tls_the_cookie_is_for_tls_alone(tmp_path, parent, put):
         connection.request("POST", "/login", f"token={TOKEN}", {"Origin": f"https://127.0.0.1:{site.port}"})
         answer = connection.getresponse()
         assert answer.status == 303
-        assert "; Secure" in answer.getheader("set-cookie")
+        cookie = answer.getheader("set-cookie")
+        assert cookie.startswith("__Host-kwsiem_session=") and "; Secure" in cookie and "Domain" not in cookie
+        answer.read()
+        connection.request("GET", "/", headers={"Cookie": cookie.partition(";")[0]})
+        assert connection.getresponse().status == 200
         assert answer.getheader("strict-transport-security")
         connection.close()
 
@@ -470,6 +481,8 @@ def test_who_never_begins_tls_is_let_go(tmp_path, parent, put, monkeypatch):
 @pytest.mark.parametrize(
     ("address", "host", "ours"),
     [
+        (Address("127.0.0.1", 9470, names=["kwsiem.localhost"]), "kwsiem.localhost:9470", True),
+        (Address("127.0.0.1", 9470), "kwsiem.localhost:9470", False),
         (Address("0.0.0.0", 443, is_tls=True), "192.0.2.7", True),
         (Address("0.0.0.0", 443, is_tls=True), "evil.example", False),
         (Address("0.0.0.0", 443, is_tls=True, names=["Gw.example"]), "gw.EXAMPLE", True),
