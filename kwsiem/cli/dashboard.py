@@ -50,19 +50,14 @@ def execute(options: argparse.Namespace) -> int:
     if os.geteuid() != 0:
         raise UnavailableError("the dashboard asks the appliance, which only root may; try sudo")
     # Other commands, and the sensor among them, do not pay for these.
-    from kwsiem.dashboard.token import set_aside, token_of  # noqa: PLC0415
+    from kwsiem.dashboard.token import check_environment, token_of  # noqa: PLC0415
 
     token = partial(token_of, Path(settings.env_file), Path(settings.state_dir))
     if options.show_token:
         print(token())
         return EXIT_GOOD
-    put_back = set_aside()
-
-    def late() -> str:
-        put_back()
-        return token()
-
-    return _serve(options, settings, listen, late)
+    check_environment()
+    return _serve(options, settings, listen, token)
 
 
 def _serve(

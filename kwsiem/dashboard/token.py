@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from kwsiem import secret
 from kwsiem.errors import ConfigError, UnavailableError
 
-#: The secret (systemd credential, env file, environment) that is asked for first.
+#: The secret (systemd credential or env file) that is asked for first.
 NAME: Final = "DASHBOARD_TOKEN"
 FILE_NAME: Final = "token"
 #: A token that a person chose must not be guessed.
 LEAST: Final = 20
 _MAX: Final = 1024
 DIGEST_BYTES: Final = 32
-
-_libc = ctypes.CDLL(None)
-_libc.getenv.restype = ctypes.c_void_p
 
 
 def token_of(env_file: Path, state_dir: Path) -> str:
@@ -38,29 +33,12 @@ def token_of(env_file: Path, state_dir: Path) -> str:
     return token
 
 
-def set_aside() -> Callable[[], None]:
-    """Take the token out of the environment, before a fork; what is given puts it back, after.
-
-    In between a pipe of the kernel holds it. What the process was started with is overwritten, too.
-    """
-    value = os.environb.get(NAME.encode())
-    if value is None:
-        return lambda: None
-    reader, writer = os.pipe()
-    os.write(writer, value[: 2 * _MAX])  # too long a one will be refused; a pipe has room for this
-    os.close(writer)
-    address = _libc.getenv(NAME.encode())
-    if address:
-        ctypes.memset(address, 0, len(value))
-    del os.environ[NAME]
-    # The bytes themselves: memory that Python frees is not cleared.
-    ctypes.memset(id(value) + bytes.__basicsize__ - 1, 0, len(value))
-
-    def put_back() -> None:
-        with open(reader, "rb") as kept:
-            os.environb[NAME.encode()] = kept.read()
-
-    return put_back
+def check_environment() -> None:
+    """Raises ConfigError when the token stands in the environment: who speaks HTTP would inherit it."""
+    if NAME in os.environ:
+        raise ConfigError(
+            f"{NAME}: must not stand in the environment; put it into the env file or a systemd credential"
+        )
 
 
 def folder_of(state_dir: Path) -> Path:
