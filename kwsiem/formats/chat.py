@@ -248,11 +248,11 @@ def _summary_rows(found: Summary) -> list[_Row]:
         _Row("levels" if found.before is None else "levels (before)", (", ".join(levels),), ours=True),
         _Row("blocks", (f"{found.asked:,} asked for, {found.blocked:,} made",), ours=True),
         _Row("probes that stopped", (_named(found.probes) or "none",), ours=True),
-        _Row("lost something", (_named(found.lost) or "nothing was lost",), ours=True),
-        *(_Row("", (_ranked_rule(rule),), 20 + n, ours=True) for n, rule in enumerate(found.rules)),
+        _Row("lost", (_named(found.lost) or "nothing",), ours=True),
+        *(_Row("rule", (_ranked_rule(rule),), 20 + n, ours=True) for n, rule in enumerate(found.rules)),
         _Row("", (", ".join(_more(found.more_rules, "rules")),), 20, ours=True),
         *(
-            _Row(f"{each.count:,}{_TIMES}", (_safe(each.name, _MAX_NAME) or "?",), 50 + n)
+            _Row(f"source {each.count:,}{_TIMES}", (_safe(each.name, _MAX_NAME) or "?",), 50 + n)
             for n, each in enumerate(found.sources)
         ),
         _Row("", (", ".join(_more(found.more_sources, "sources")),), 50, ours=True),

@@ -213,7 +213,7 @@ def test_a_day_in_telegram(rig, make_alert):
     assert "the time before 1 alert" in lines
     assert any("1 critical (0)" in line and "1 high (1)" in line for line in lines)
     assert any(line.endswith("1\N{MULTIPLICATION SIGN} <b>&](") for line in lines)
-    assert "2\N{MULTIPLICATION SIGN} 198.51.100.7" in lines
+    assert "source 2\N{MULTIPLICATION SIGN} 198.51.100.7" in lines
     assert "output chat: 1 delivered, 0 waiting, 0 dead, 0 dropped" in lines
     assert "output siem: 0 delivered, 3 waiting, 0 dead, 0 dropped" in lines
     assert lines[-1] == "2026-01-02 08:00 UTC \N{EN DASH} 2026-01-03 08:00 UTC"
