@@ -93,11 +93,13 @@ class RunningProbe:
         assert self._child.poll() is None, self._child.stderr.read().decode()
 
     def _read(self) -> None:
-        while data := self._child.stdout.read1(65536):
-            self.raw += data
-            before = self.decoder.heartbeat_ns
-            self.events += self.decoder.feed(data)
-            self.heartbeats += self.decoder.heartbeat_ns != before
+        # Of our own: whoever stops the child closes the other while we may still read.
+        with open(os.dup(self._child.stdout.fileno()), "rb", buffering=0) as pipe:
+            while data := pipe.read(65536):
+                self.raw += data
+                before = self.decoder.heartbeat_ns
+                self.events += self.decoder.feed(data)
+                self.heartbeats += self.decoder.heartbeat_ns != before
 
     def settle(self) -> None:
         """Until all that was printed before now has been read."""
