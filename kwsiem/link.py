@@ -113,7 +113,10 @@ class Link(Generic[Incoming]):
                 return self.receive()
             except LinkError as error:
                 self.bad += 1
-                log.error("bad message", extra={"error": str(error)})
+                if (
+                    self.bad & (self.bad - 1) == 0
+                ):  # the first, the second, the fourth …: a bad peer fills no log
+                    log.error("bad message", extra={"error": str(error), "count": self.bad})
         return None
 
     def take_message(self) -> Incoming | None:

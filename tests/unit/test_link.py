@@ -106,3 +106,12 @@ def test_a_message_nested_without_end_is_refused(ends):
     engine._socket.send(head + b"\x81\xa1x" + b"\x91" * 50_000 + b"\x01")
     with pytest.raises(LinkError):
         sensor.receive()
+
+
+def test_a_bad_peer_does_not_fill_the_log(ends, caplog):
+    sensor, engine = ends
+    for _ in range(100):
+        sensor._socket.send(b"\xc1")
+        assert engine.take() is None
+    assert engine.bad == 100
+    assert [record.count for record in caplog.records] == [1, 2, 4, 8, 16, 32, 64]
