@@ -103,8 +103,7 @@ class RunningAppliance:
 
     def alerts(self, rule: str | None = None, state: str | None = "open") -> list[dict[str, Any]]:
         path = self.state / "alerts.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        found = [json.loads(line) for line in lines]
+        found = [json.loads(line) for line in whole_lines(path)]
         return [
             alert
             for alert in found
@@ -144,6 +143,12 @@ class RunningAppliance:
             ):
                 found.add(pid)
         return found
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file that somebody is writing; the last one may be half there, and is left out."""
+    data = path.read_bytes() if path.exists() else b""
+    return [line for line in data.rpartition(b"\n")[0].decode().split("\n") if line]
 
 
 def listen(lab: Lab, name: str, *ports: int) -> Iterator[None]:

@@ -7,7 +7,7 @@ import signal
 import socket
 
 import pytest
-from appliance import RunningAppliance
+from appliance import RunningAppliance, whole_lines
 from lab import Lab, wait_until
 from peers.telegram_api import TOKEN, TelegramApi
 
@@ -52,7 +52,7 @@ def server(lab):
 
 
 def audits(appliance: RunningAppliance) -> list[dict]:
-    lines = [json.loads(line) for line in appliance.log.read_text().splitlines() if line.startswith("{")]
+    lines = [json.loads(line) for line in whole_lines(appliance.log) if line.startswith("{")]
     return [line for line in lines if line.get("log.logger") == "kwsiem.audit" and line["message"] == "chat"]
 
 

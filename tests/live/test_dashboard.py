@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from appliance import RunningAppliance
+from appliance import RunningAppliance, whole_lines
 from browser import RunningDashboard, chromium, resize
 from lab import Lab, wait_until
 from selenium.webdriver import ActionChains
@@ -176,7 +176,7 @@ def test_a_release_asks_first_and_ends_the_real_block(page, lab, appliance):
     wait_until(
         lambda: "Nobody is blocked" in page.find_element(By.ID, "no-blocks").text, 5, "nobody is blocked"
     )
-    written = [json.loads(line) for line in (appliance.folder / "dashboard.log").read_text().splitlines()]
+    written = [json.loads(line) for line in whole_lines(appliance.folder / "dashboard.log")]
     assert [each["outcome"] for each in written if each.get("network") == other] == ["done"]
 
 

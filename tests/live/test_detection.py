@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import services
-from appliance import RunningAppliance, listen
+from appliance import RunningAppliance, listen, whole_lines
 from lab import Lab, wait_until
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
@@ -136,9 +136,7 @@ def test_hostile_names_forge_nothing(lab, host, tmp_path):
     assert after["net"]["rejected"] == before["net"]["rejected"]
     assert after["auth_pam"]["rejected"] == before["auth_pam"]["rejected"]
     assert "6.6.6.6" not in (host.state / "alerts.jsonl").read_text()
-    recorded = [
-        line for line in host.recording.read_text().splitlines() if "auth" in line or '"other"' in line
-    ]
+    recorded = [line for line in whole_lines(host.recording) if "auth" in line or '"other"' in line]
     assert recorded
     for line in recorded:
         json.loads(line)

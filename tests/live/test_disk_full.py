@@ -6,6 +6,7 @@ import os
 import subprocess
 
 import pytest
+from appliance import whole_lines
 from courier import CourierRun, alert, give
 
 from kwsiem.outbox import HELD_ALERTS, balanced, read_ledger
@@ -67,7 +68,7 @@ def empty(disk):
 
 
 def delivered(disk):
-    lines = (disk.parent / "out" / "alerts.jsonl").read_text().splitlines()
+    lines = whole_lines(disk.parent / "out" / "alerts.jsonl")
     return [json.loads(line)["event"]["id"] for line in lines]
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from appliance import RunningAppliance
+from appliance import RunningAppliance, whole_lines
 from lab import Lab, wait_until
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
@@ -53,7 +53,7 @@ OUTPUTS = """
 
 def received(folder) -> list[dict[str, str]]:
     path = folder / "received"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in whole_lines(path)]
 
 
 def test_a_scan_reaches_every_output_with_every_field(tmp_path):
