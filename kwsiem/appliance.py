@@ -67,7 +67,7 @@ from kwsiem.sensor.child import bpftrace_version
 from kwsiem.sensor.supervisor import TRACING, Supervisor
 from kwsiem.sensor.worker import Worker
 from kwsiem.series_feed import SensorFigures
-from kwsiem.text import clean, without_reordering
+from kwsiem.text import clean, harmless
 from kwsiem.usage import usage_of
 from kwsiem.watch import LOOK_S, FolderWatch, signature
 
@@ -506,7 +506,7 @@ class Appliance:
     def _acknowledge(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Somebody on this host who may use the control socket acknowledges an incident."""
         incident = request.get("incident_id")
-        who = without_reordering(clean(str(request.get("who") or ""), MAX_WHO)).strip()
+        who = harmless(str(request.get("who") or ""), MAX_WHO).strip()
         error = ""
         if not (isinstance(incident, str) and INCIDENT_ID.fullmatch(incident)):
             error, incident = "incident_id: expected the id of an incident", clean(str(incident), MAX_WHO)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Final, NamedTuple
 
-from kwsiem.text import clean, without_reordering
+from kwsiem.text import harmless
 
 #: Classes for parts that have no colour of their own, in the order in which they are given out.
 CLASSES: Final = ("c0", "c1", "c2", "c3", "c4", "c5", "c6", "c7")
@@ -132,7 +132,7 @@ def _at(values: Sequence[float], index: int) -> float:
 
 
 def _text(text: str, limit: int = _MAX_LABEL) -> str:
-    return escape(without_reordering(clean(text, limit)))
+    return escape(harmless(text, limit))
 
 
 def _css(name: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from kwsiem import clock
 from kwsiem.messages import ChatAnswer, ChatRequest
 from kwsiem.output_settings import OutputSettings, TelegramSettings
-from kwsiem.text import clean, without_reordering
+from kwsiem.text import clean, harmless
 
 BLOCK_S: Final = (3600, 86_400)
 MUTE_MOST_S: Final = 86_400
@@ -160,4 +160,4 @@ class ChatDesk:
 
 
 def _shown(name: str) -> str:
-    return without_reordering(clean(name, _MAX_NAME))
+    return harmless(name, _MAX_NAME)

@@ -36,7 +36,7 @@ from kwsiem.series import (
     Acknowledged,
     Journal,
 )
-from kwsiem.text import clean, without_reordering
+from kwsiem.text import clean, harmless
 
 #: Labels of one figure in one minute while it lasts; with more the smaller half is added to ``other``.
 MINUTE_LABELS: Final = 200
@@ -278,7 +278,7 @@ class SeriesFile:
 
 def cleaned_who(who: str) -> str:
     """A name as the file keeps it."""
-    return without_reordering(clean(who, MAX_WHO))
+    return harmless(who, MAX_WHO)
 
 
 class SeriesWriter:

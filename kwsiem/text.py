@@ -35,6 +35,11 @@ def without_reordering(text: str) -> str:
     return _REORDERING.sub("\ufffd", text)
 
 
+def harmless(text: str, limit: int) -> str:
+    """Text from outside as people may be shown it: cleaned, cut to ``limit``, in the order it is read in."""
+    return without_reordering(clean(text, limit))
+
+
 def cut_bytes(text: str, limit: int) -> str:
     """The longest beginning of ``text`` with at most ``limit`` bytes of UTF-8; no code point is cut."""
     if 4 * len(text) <= limit:

@@ -24,14 +24,24 @@ import msgspec
 
 from kwsiem import apart
 from kwsiem.alert import LEVELS, first_id
-from kwsiem.cli.common import FORMAT_NAMES, Subparsers, add_json, command, moment, operator, paint, table
+from kwsiem.cli.common import (
+    FORMAT_NAMES,
+    Subparsers,
+    add_json,
+    command,
+    control_socket,
+    moment,
+    operator,
+    paint,
+    table,
+)
 from kwsiem.clock import NS_PER_MS, NS_PER_S, iso, monotonic_s
 from kwsiem.config import Settings, load_settings
 from kwsiem.control import ask
 from kwsiem.errors import EXIT_GOOD, KwsiemError, UnavailableError
 from kwsiem.outbox.history import PAGE, Endpoint, Entry, History, Summary, Wanted
 from kwsiem.series import FILE_NAME, Acknowledged, Series
-from kwsiem.text import ELLIPSIS, clean, without_reordering
+from kwsiem.text import ELLIPSIS, harmless
 
 #: How often ``--follow`` looks.
 _LOOK_MS: Final = 250
@@ -159,7 +169,7 @@ def acknowledge_(options: argparse.Namespace) -> int:
     A child without rights reads the history, as for ``show``; only who is root may ask the appliance.
     """
     settings = load_settings(options.config)
-    socket = Path(options.runtime) / "control.sock" if options.runtime else settings.control_socket
+    socket = control_socket(options, settings)
     where = ["--config", str(options.config)] if options.config else []
     where += ["--state-dir", options.state_dir] if options.state_dir else []
     shown = subprocess.run(
@@ -381,7 +391,7 @@ def _columns(character: str) -> int:
 
 
 def _safe(value: Any) -> str:
-    return without_reordering(clean(str(value), _MAX_TEXT))
+    return harmless(str(value), _MAX_TEXT)
 
 
 def _local(moment: datetime) -> str:

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from kwsiem.cli.common import Subparsers, add_json, command, paint, plain, print_json, table
+from kwsiem.cli.common import Subparsers, add_json, command, control_socket, paint, plain, print_json, table
 from kwsiem.cli.progress import Progress
-from kwsiem.config import load_settings
 from kwsiem.control import ask
 from kwsiem.errors import EXIT_CHECK_FAILED, EXIT_GOOD, ConfigError, KwsiemError
 from kwsiem.rules.duration import parse_duration
@@ -94,8 +93,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 def _ask(options: argparse.Namespace, **request: Any) -> dict[str, Any]:
     """The answer of the running appliance; raises KwsiemError when it says an error."""
-    socket = Path(options.runtime) / "control.sock" if options.runtime else None
-    answer = ask(socket or load_settings(options.config).control_socket, {"command": "blocks", **request})
+    answer = ask(control_socket(options), {"command": "blocks", **request})
     if "error" in answer:
         raise KwsiemError(str(answer["error"]))
     return answer

@@ -54,6 +54,13 @@ def add_json(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
 
 
+def control_socket(options: argparse.Namespace, settings: Settings | None = None) -> Path:
+    """The socket of the appliance that ``--runtime`` names, else that of its settings (``--config``)."""
+    if options.runtime:
+        return Path(options.runtime) / "control.sock"
+    return (settings or load_settings(options.config)).control_socket
+
+
 def moment(text: str) -> int:
     """Wall time in nanoseconds of an option: so long ago, or ISO 8601, local where it names no zone."""
     try:

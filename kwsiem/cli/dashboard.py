@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from kwsiem import logs
-from kwsiem.cli.common import Subparsers, command
+from kwsiem.cli.common import Subparsers, catalog_of, command, control_socket
 from kwsiem.config import Settings, listen_address, load_settings
 from kwsiem.control import ask
 from kwsiem.errors import EXIT_GOOD, ConfigError, UnavailableError
@@ -63,12 +63,11 @@ def execute(options: argparse.Namespace) -> int:
 def _serve(
     options: argparse.Namespace, settings: Settings, listen: tuple[str, int], token: Callable[[], str]
 ) -> int:
-    from kwsiem.cli.common import catalog_of  # noqa: PLC0415
     from kwsiem.dashboard.server import Options, run  # noqa: PLC0415
     from kwsiem.rules.files import read_rule_files  # noqa: PLC0415
 
     logs.setup("dashboard", settings.log_level)
-    socket = Path(options.runtime) / "control.sock" if options.runtime else settings.control_socket
+    socket = control_socket(options, settings)
 
     def rules() -> dict[str, bytes]:
         try:

@@ -19,7 +19,7 @@ from kwsiem.clock import NS_PER_S, iso, wall_ns
 from kwsiem.config import load_settings
 from kwsiem.errors import UnavailableError
 from kwsiem.series import FILE_NAME, GAUGES, MINUTE_S, NAMES, OTHER, Series
-from kwsiem.text import clean, without_reordering
+from kwsiem.text import harmless
 
 #: What is shown without ``--name``, most asked for first.
 _OVERVIEW: Final = ("alerts", "events", "packets", "ports", "sources", "lost", "blocks", "waiting")
@@ -200,7 +200,7 @@ def _speaks_unicode() -> bool:
 
 def safe(text: str) -> str:
     """A label on one line, short, and nothing in it that moves a cursor or reorders text."""
-    return without_reordering(clean(text, _MAX_LABEL))
+    return harmless(text, _MAX_LABEL)
 
 
 def _local(text: str) -> str:

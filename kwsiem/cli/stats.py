@@ -15,7 +15,17 @@ from typing import Any
 import msgspec
 
 from kwsiem import metrics, rights
-from kwsiem.cli.common import Subparsers, add_json, command, moment, paint, plain, print_json, table
+from kwsiem.cli.common import (
+    Subparsers,
+    add_json,
+    command,
+    control_socket,
+    moment,
+    paint,
+    plain,
+    print_json,
+    table,
+)
 from kwsiem.cli.figures import add_figures, figures_of
 from kwsiem.cli.figures import render as render_figures
 from kwsiem.cli.follow import add_follow, follow
@@ -65,19 +75,19 @@ def execute(options: argparse.Namespace) -> int:
         return _usage("--metrics prints the page of now")
     if options.since is not None:
         return _figures(options)
-    socket = Path(options.runtime) / "control.sock" if options.runtime else None
     settings = load_settings(options.config)
+    socket = control_socket(options, settings)
     if options.metrics:
-        return _print_metrics(ask(socket or settings.control_socket, {"command": "metrics"}))
+        return _print_metrics(ask(socket, {"command": "metrics"}))
     if options.follow:
         return follow(
-            lambda: ledger(ask(socket or settings.control_socket, {"command": "status"})),
+            lambda: ledger(ask(socket, {"command": "status"})),
             render,
             options.interval,
             as_json=options.json,
         )
     try:
-        status = ask(socket or settings.control_socket, {"command": "status"})
+        status = ask(socket, {"command": "status"})
     except UnavailableError as error:
         if options.runtime:
             raise

@@ -8,9 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kwsiem.cli.common import Subparsers, add_json, command, paint, plain, print_json, table
+from kwsiem.cli.common import Subparsers, add_json, command, control_socket, paint, plain, print_json, table
 from kwsiem.cli.follow import add_follow, follow
-from kwsiem.config import load_settings
 from kwsiem.control import ask
 from kwsiem.errors import EXIT_CHECK_FAILED, EXIT_GOOD, ConfigError
 
@@ -45,8 +44,7 @@ def add(commands: Subparsers) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Ask the running appliance; with ``--follow`` until interrupted."""
-    socket = Path(options.runtime) / "control.sock" if options.runtime else None
-    question = partial(ask, socket or load_settings(options.config).control_socket, {"command": "status"})
+    question = partial(ask, control_socket(options), {"command": "status"})
     if options.names:
         return _named(lambda: only(question(), options.names), options)
     if options.follow:

@@ -20,7 +20,7 @@ import msgspec
 from kwsiem import clock
 from kwsiem.errors import LinkError, UnavailableError
 from kwsiem.link import Link
-from kwsiem.text import clean, without_reordering
+from kwsiem.text import clean, harmless
 
 #: More than a person presses, little for a child gone bad.
 MAX_CHANGES_PER_MIN: Final = 20
@@ -176,7 +176,7 @@ def _error_of(found: Mapping[str, Any]) -> str:
 
 
 def _shown(text: str) -> str:
-    return without_reordering(clean(text, _MAX_ID))
+    return harmless(text, _MAX_ID)
 
 
 def serve_one(desk: Desk, link: Link[FromChild]) -> None:

@@ -23,7 +23,7 @@ from kwsiem.outbox.history import PAGE, Endpoint, EventFacts, History, RuleFacts
 from kwsiem.rules.load import load_rules
 from kwsiem.rules.source import Source
 from kwsiem.series import OTHER, Acknowledged, Series
-from kwsiem.text import clean, without_reordering
+from kwsiem.text import harmless, without_reordering
 
 #: Messages that the first view reads, and incidents that it shows of them.
 MAX_MESSAGES: Final = 300
@@ -318,11 +318,11 @@ def _map(value: Any) -> Mapping[str, Any]:
 
 
 def _short(value: Any) -> str:
-    return without_reordering(clean(str(value), MAX_SHORT))
+    return harmless(str(value), MAX_SHORT)
 
 
 def _long(value: Any) -> str:
-    return without_reordering(clean(str(value), MAX_LONG))
+    return harmless(str(value), MAX_LONG)
 
 
 def unreadable(error: sqlite3.Error) -> str:

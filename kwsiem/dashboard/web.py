@@ -34,7 +34,7 @@ from kwsiem.dashboard.picture import Pictures
 from kwsiem.dashboard.sessions import SESSION_S, Door, Session, Sessions
 from kwsiem.errors import UnavailableError
 from kwsiem.event import EventKind
-from kwsiem.text import clean, without_reordering
+from kwsiem.text import harmless
 
 #: A wrong token is answered so late, and so many may wait for that.
 WRONG_S: Final = 1.0
@@ -480,4 +480,4 @@ def _error(text: str, code: int) -> Response:
 
 
 def _shown(text: str) -> str:
-    return without_reordering(clean(text, 512))
+    return harmless(text, 512)

@@ -17,7 +17,7 @@ import msgspec
 from kwsiem.formats.facts import attack_ids, fact, labels, milliseconds, port, texts, whole
 from kwsiem.formats.fields import ACTIONS
 from kwsiem.formats.summary import Ledger, Ranked, Summary
-from kwsiem.text import clean, without_reordering
+from kwsiem.text import clean, harmless
 
 #: UTF-16 code units of a Telegram message; the Bot API takes 4096 after parsing the markup.
 MAX_TELEGRAM: Final = 4000
@@ -463,7 +463,7 @@ def _labels(document: Mapping[str, Any]) -> str:
 
 def _safe(value: Any, limit: int) -> str:
     """A value as text for people's eyes: one line, bounded, nothing in it reorders or hides."""
-    return without_reordering(clean(str(value), limit)).strip() if value not in (None, "") else ""
+    return harmless(str(value), limit).strip() if value not in (None, "") else ""
 
 
 def _word(value: Any) -> str:

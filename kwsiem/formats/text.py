@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from kwsiem.formats.facts import fact, labels, texts
 from kwsiem.formats.fields import ACTIONS
-from kwsiem.text import clean, without_reordering
+from kwsiem.text import harmless
 
 _MAX_TEXT: Final = 512
 #: Shown after the message when the alert has them, in this order.
@@ -45,7 +45,7 @@ def render(document: Mapping[str, Any]) -> str:
 
 
 def _safe(value: Any) -> str:
-    return without_reordering(clean(str(value), _MAX_TEXT))
+    return harmless(str(value), _MAX_TEXT)
 
 
 def _quoted(value: Any) -> str:

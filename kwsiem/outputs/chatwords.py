@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from kwsiem.clock import NS_PER_S, iso
-from kwsiem.text import clean, without_reordering
+from kwsiem.text import clean, harmless
 
 #: UTF-16 code units of an answer; the Bot API takes 4096 after parsing the markup.
 MAX_ANSWER: Final = 3800
@@ -28,13 +28,13 @@ HELP: Final = (
 
 def code(value: Any, limit: int = _MAX_VALUE) -> str:
     """A value as it is, on one line, where a chat makes no link of it and mentions nobody."""
-    shown = without_reordering(clean(str(value), limit)).strip() or "-"
+    shown = harmless(str(value), limit).strip() or "-"
     return f"<code>{html.escape(shown, quote=False)}</code>"
 
 
 def plain(value: Any, limit: int = 256) -> str:
     """Words of ours that may name something from outside."""
-    return html.escape(without_reordering(clean(str(value), limit)), quote=False)
+    return html.escape(harmless(str(value), limit), quote=False)
 
 
 def status(values: Mapping[str, Any], mutes: Mapping[str, int]) -> str:

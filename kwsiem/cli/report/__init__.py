@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from kwsiem.apart import spawn, words_of
-from kwsiem.cli.common import Subparsers, add_json, command, moment
+from kwsiem.cli.common import Subparsers, add_json, command, control_socket, moment
 from kwsiem.cli.status import faults
 from kwsiem.clock import NS_PER_S, wall_ns
 from kwsiem.config import load_settings
@@ -72,7 +72,7 @@ def execute(options: argparse.Namespace) -> int:
         print("kwsiem report: --since must be before --until", file=sys.stderr)
         return EXIT_USAGE
     settings = load_settings(options.config)
-    runtime = Path(options.runtime) / "control.sock" if options.runtime else settings.control_socket
+    runtime = control_socket(options, settings)
     live = _live(runtime)
     state = Path(options.state_dir or settings.state_dir)
     title = options.title or f"Security report of {settings.host}"

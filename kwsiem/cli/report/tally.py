@@ -11,7 +11,7 @@ import msgspec
 from kwsiem.alert import LEVELS, MAX_EVIDENCE_EVENTS, raised_ns_of
 from kwsiem.clock import NS_PER_MS, NS_PER_S
 from kwsiem.outbox.history import Endpoint, Entry, Summary
-from kwsiem.text import clean, without_reordering
+from kwsiem.text import harmless
 
 #: So many are kept while counting; when there are twice as many, the lower half goes and is counted.
 MAX_RULES: Final = 1000
@@ -233,7 +233,7 @@ class Tally:
 
 def safe(text: object) -> str:
     """Text from outside, short, on one line, and nothing in it that reorders or hides."""
-    return without_reordering(clean(str(text), _MAX_TEXT))
+    return harmless(str(text), _MAX_TEXT)
 
 
 def _incident_of(kept: _Kept) -> Incident:

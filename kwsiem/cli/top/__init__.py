@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from kwsiem import clock
-from kwsiem.cli.common import Subparsers, command
+from kwsiem.cli.common import Subparsers, command, control_socket
 from kwsiem.config import load_settings
 from kwsiem.control import ask
 from kwsiem.errors import EXIT_GOOD, UnavailableError
@@ -70,7 +70,7 @@ def execute(options: argparse.Namespace) -> int:
     if not options.once:
         _check_terminal()
     settings = load_settings(options.config)
-    socket = Path(options.runtime) / "control.sock" if options.runtime else settings.control_socket
+    socket = control_socket(options, settings)
     call = partial(ask, socket)
     call({"command": "status"})  # whoever may not ask, or asks nobody, learns it at once
     with contextlib.closing(HistoryReader(Path(settings.state_dir) / "kwsiem.db", settings.user)) as history:

@@ -13,7 +13,7 @@ from kwsiem import clock
 from kwsiem.cli.common import plain
 from kwsiem.cli.status import faults
 from kwsiem.cli.top.model import Model, lines_of, mapping, number, rejected_of, rows
-from kwsiem.text import ELLIPSIS, clean, without_reordering
+from kwsiem.text import ELLIPSIS, harmless
 
 MIN_COLUMNS: Final = 40
 MIN_LINES: Final = 12
@@ -58,7 +58,7 @@ def safe(value: Any) -> str:
     """
     text = value if isinstance(value, str) else str(value)
     text = unicodedata.normalize("NFC", text[: 2 * _MAX_TEXT])
-    text = plain(without_reordering(clean(text, _MAX_TEXT)))
+    text = plain(harmless(text, _MAX_TEXT))
     if text.isascii():
         return text
     return "".join("\ufffd" if unicodedata.category(c) in {"Mn", "Me"} else c for c in text)
