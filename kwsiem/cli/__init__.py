@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     for group in _groups(words):
         group.add(commands)
+    _keep_earlier(parser, frozenset())
     options = parser.parse_args(words)
     try:
         code: int = options.execute(options)
@@ -59,6 +60,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return code
+
+
+def _keep_earlier(parser: argparse.ArgumentParser, earlier: frozenset[str]) -> None:
+    """An option given before a verb holds for it: the verb's own default must not take its place."""
+    options = [action for action in parser._actions if action.option_strings and action.dest != "help"]
+    for action in options:
+        if action.dest in earlier:
+            action.default = argparse.SUPPRESS
+    known = earlier | {action.dest for action in options}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                _keep_earlier(below, known)
 
 
 def _groups(words: Sequence[str]) -> list[Any]:

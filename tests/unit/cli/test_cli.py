@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kwsiem.cli import main
+from kwsiem.cli import alerts, main
 from kwsiem.cli.status import faults
 
 SOURCE = Path(__file__).resolve().parents[3]
@@ -128,3 +128,18 @@ def test_chatops_that_fails_is_a_fault():
     ]
     engine = {"event_log": {"failed": "no space"}}
     assert faults({**status, "courier": {}, "engine": engine}) == ["the event log is not written: no space"]
+
+
+@pytest.mark.parametrize(
+    ("words", "config"),
+    [
+        (["--config", "F", "--json", "show", "X"], "F"),
+        (["show", "X", "--config", "F", "--json"], "F"),
+        (["--config", "G", "--json", "show", "X", "--config", "F"], "F"),
+    ],
+)
+def test_an_option_holds_before_a_verb_and_behind_it(words, config, monkeypatch):
+    seen = []
+    monkeypatch.setattr(alerts, "show_", lambda options: seen.append(options) or 0)
+    assert main(["alerts", *words]) == 0
+    assert [(str(each.config), each.json, each.state_dir) for each in seen] == [(config, True, None)]
